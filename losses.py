@@ -24,8 +24,7 @@ from dataloader.errors import InputError
 from dataloader.quantities import DIPOLE, ENERGY, FORCES, QUANTITIES, STRESS, Quantity
 
 # sums that are kept of every quantity
-# a loss is divided by the labelled rows, errors by those of them that have a weight
-COLUMNS = ("loss", "squared", "absolute", "undivided", "rows", "judged")
+COLUMNS = ("loss", "squared", "absolute", "undivided", "rows")
 STRUCTURES = "structures"
 ATOMS = "atoms"
 
@@ -413,12 +412,10 @@ def _sums_of(
         )
     per_row = entries if entries.ndim == 1 else entries.sum(dim=1)
     seen = error.detach()  # metrics have no gradient
-    absolute = seen.abs().sum()
     return [
         (label.weight * per_row).sum(),
         (seen**2).sum(),
-        absolute,
-        undivided.detach().abs().sum() if quantity.over_atoms else absolute,
-        label.labelled.sum(dtype=torch.float64),
+        seen.abs().sum(),
+        undivided.detach().abs().sum(),
         label.mask.sum(dtype=torch.float64),
     ]

@@ -28,21 +28,14 @@ def added_rows(parts: Iterable[Rows]) -> dict[str, int]:
 class Label(NamedTuple):
     """Targets of one quantity with their weights, a row for each atom or for each structure.
 
-    A loss is divided by the labelled rows. A label of weight 0 is one that has no error: in files
-    made for mace-torch it stands for a label that is not there. The energy is the label minus the
-    sum of reference energies, formed in float64 on the host: at 10⁵ eV a float32 step is 8 meV.
+    A row whose mask is False is in neither sum of a mean. The energy is the label minus the sum of
+    reference energies, formed in float64 on the host: at 10⁵ eV a float32 step is 8 meV.
     """
 
     value: Tensor  # (n_rows, *components), float64, in the quantity's unit; 0 where unlabelled
-    mask: Tensor  # (n_rows,), bool: labelled, with a weight
-    weight: Tensor  # (n_rows,), float64
     # (n_rows,), bool: labelled, and of an atom that was free to move where that is asked for
-    labelled: Tensor
-
-    @classmethod
-    def of(cls, value: Tensor, labelled: Tensor, weight: Tensor) -> "Label":
-        """From targets, whether they are there, and their weights."""
-        return cls(value, labelled & (weight > 0), weight, labelled)
+    mask: Tensor
+    weight: Tensor  # (n_rows,), float64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,7 +252,7 @@ def collate(
         reference_energy=torch.from_numpy(references),
         sizes=torch.from_numpy(sizes.astype(np.float64)),
         labels=labels,
-        rows={name: int(label.labelled.sum()) for name, label in labels.items()},
+        rows={name: int(label.mask.sum()) for name, label in labels.items()},
         features={spec.name: _feature(structures, spec, dtype) for spec in facts.features},
         index=tuple(index),
     )
@@ -287,7 +280,7 @@ def _label(
         stacked = np.stack([zero if value is None else np.asarray(value) for value in values])
         if quantity == ENERGY:
             stacked = stacked - np.where(labelled, references, 0.0)
-        return Label.of(
+        return Label(
             torch.from_numpy(stacked), torch.from_numpy(labelled), torch.from_numpy(weights)
         )
     shapes = [quantity.shape(s.n_atoms) for s in structures]
@@ -296,7 +289,7 @@ def _label(
         for value, shape in zip(values, shapes, strict=True)
     ]
     counted = [counted_atoms(quantity, structure, free_atoms_only) for structure in structures]
-    return Label.of(
+    return Label(
         torch.from_numpy(np.concatenate(rows)),
         torch.from_numpy(np.concatenate(counted)),
         torch.from_numpy(np.repeat(weights, [s.n_atoms for s in structures])),

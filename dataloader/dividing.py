@@ -54,7 +54,7 @@ def _part(
         reference_energy=batch.reference_energy[structures],
         sizes=batch.sizes[structures],
         labels=labels,
-        rows={name: int(label.labelled.sum()) for name, label in labels.items()},
+        rows={name: int(label.mask.sum()) for name, label in labels.items()},
         features={
             name: value[_rows(value, structures, atoms)] for name, value in batch.features.items()
         },

@@ -28,6 +28,16 @@ Result = TypeVar("Result")
 
 log = logging.getLogger("mace_pretrain")  # the one that commands configure
 PR_SET_PDEATHSIG = 1  # sys/prctl.h
+# that ask a run to end: by a scheduler (SIGTERM, SIGUSR1, SIGUSR2), by a user, because CPU time is
+# nearly used up, because the terminal was closed
+SIGNALS = (
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGXCPU,
+    signal.SIGHUP,
+)
 LOOK_EVERY = 2.0  # s
 THREADS_OF_BLAS = "OPENBLAS_NUM_THREADS"
 # says that a command of ours chose the number, and no user
@@ -169,7 +179,7 @@ def live_and_die_with_the_run() -> None:
 
     When the main process is killed, the kernel ends them, also one that hangs in a read.
     """
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

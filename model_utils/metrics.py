@@ -77,8 +77,7 @@ def metrics(sums: Sequence[float], loss: Loss) -> Metrics:
     rows = {name: int(sums[position(name, "rows")]) for name in QUANTITIES}
     errors: dict[str, float | None] = {}
     for name, quantity in QUANTITIES.items():
-        judged = int(sums[position(name, "judged")])
-        entries = judged * quantity.numbers
+        entries = rows[name] * quantity.numbers
         names = error_names(quantity)
         errors[names["rmse"]] = _root(sums[position(name, "squared")], entries)
         errors[names["mae"]] = _mean(sums[position(name, "absolute")], entries)

@@ -13,17 +13,17 @@ from model_utils.metrics import metrics
 
 SIZES = torch.tensor([1.0, 3.0], dtype=torch.float64)
 LABELS = {
-    "energy": Label.of(
+    "energy": Label(
         torch.zeros(2, dtype=torch.float64),
         torch.tensor([True, True]),
         torch.ones(2, dtype=torch.float64),
     ),
-    "forces": Label.of(
+    "forces": Label(
         torch.zeros(4, 3, dtype=torch.float64),
         torch.ones(4, dtype=torch.bool),
         torch.ones(4, dtype=torch.float64),
     ),
-    "stress": Label.of(
+    "stress": Label(
         torch.zeros(2, 3, 3, dtype=torch.float64),
         torch.tensor([False, True]),
         torch.ones(2, dtype=torch.float64),
@@ -33,14 +33,7 @@ LABELS = {
 
 def labels(**changes: dict[str, torch.Tensor]) -> dict[str, Label]:
     """Two structures: one atom, and three atoms; all labelled with zeros."""
-    return {
-        name: Label.of(
-            label.value,
-            changes.get(name, {}).get("labelled", label.labelled),
-            changes.get(name, {}).get("weight", label.weight),
-        )
-        for name, label in LABELS.items()
-    }
+    return {name: label._replace(**changes.get(name, {})) for name, label in LABELS.items()}
 
 
 def prediction() -> Prediction:
@@ -76,8 +69,8 @@ def test_mse_by_hand() -> None:
 def test_unlabelled_and_masked_entries_are_in_neither_sum() -> None:
     loss = Loss.of(energy=1, forces=1)
     partial = labels(
-        energy={"labelled": torch.tensor([True, False])},
-        forces={"labelled": torch.tensor([True, False, False, True])},
+        energy={"mask": torch.tensor([True, False])},
+        forces={"mask": torch.tensor([True, False, False, True])},
     )
     sums = error_sums(prediction(), partial, SIZES, loss)
     rows = {"energy": 1, "forces": 2, "stress": 1}
@@ -88,26 +81,12 @@ def test_unlabelled_and_masked_entries_are_in_neither_sum() -> None:
 def test_weights_act_on_the_loss_and_not_on_the_metrics() -> None:
     loss = Loss.of(energy=1, forces=1)
     weighted = labels(
-        energy={"weight": torch.tensor([0.5, 3.0], dtype=torch.float64)},
-        forces={"weight": torch.tensor([2.0, 0.5, 0.5, 0.5], dtype=torch.float64)},
+        energy={"weight": torch.tensor([0.0, 3.0], dtype=torch.float64)},
+        forces={"weight": torch.tensor([2.0, 0, 0, 0], dtype=torch.float64)},
     )
     sums = error_sums(prediction(), weighted, SIZES, loss)
-    assert float(loss.total(sums, ROWS)) == pytest.approx(3.5 * 4 / 2 + (2 * 1 + 1.5 * 4) / 12)
+    assert float(loss.total(sums, ROWS)) == pytest.approx(3 * 4 / 2 + 2 * 1 / 12)
     assert metrics(sums.tolist(), loss)["forces_rmse"] == pytest.approx(math.sqrt(13 / 12))
-
-
-def test_a_label_of_weight_zero_is_not_judged() -> None:
-    """The loss stays divided by all labels, as mace-torch's; errors are those of the others."""
-    weight = torch.tensor([0.0, 1.0, 1.0, 1.0], dtype=torch.float64)
-    some = labels(forces={"weight": weight})
-    loss = Loss.of(energy=0.0, forces=1.0)
-    found = metrics(error_sums(prediction(), some, SIZES, loss).tolist(), loss)
-    assert found["forces_rmse"] == pytest.approx((3 * 4 / 9) ** 0.5)
-    assert found["forces_mae"] == pytest.approx(3 * 2 / 9)
-    assert found.loss == pytest.approx(3 * 4 / 12)
-    none = labels(forces={"weight": torch.zeros(4, dtype=torch.float64)})
-    found = metrics(error_sums(prediction(), none, SIZES, loss).tolist(), loss)
-    assert found["forces_rmse"] is None
 
 
 @pytest.mark.parametrize(

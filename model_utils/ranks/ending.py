@@ -7,16 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# asked to end: by a scheduler (SIGTERM, SIGUSR1, SIGUSR2), by a user, because CPU time is nearly
-# used up, because the terminal was closed
-SIGNALS = (
-    signal.SIGTERM,
-    signal.SIGINT,
-    signal.SIGUSR1,
-    signal.SIGUSR2,
-    signal.SIGXCPU,
-    signal.SIGHUP,
-)
+from dataloader.parallel import SIGNALS
 
 
 def listened_to() -> tuple[signal.Signals, ...]:

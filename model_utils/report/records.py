@@ -115,17 +115,19 @@ def metrics_in(records: list[Record]) -> list[str]:
 def last_epoch_of_stage_one(records: list[Record], folder: Path) -> int | None:
     """The epoch after which stage two begins; None where there is no such stage.
 
-    By the records, since patience and a longer run may move it; before stage two, and in records
-    of runs before they said it, by the settings beside them.
+    By the records, since patience and a longer run may move it; or by the settings beside them,
+    where these say earlier: runs of before did not say it in their records, and may have gone on.
     """
     of_stage_two = [
         _whole(record.get("epoch"))
         for record in records
         if record.get("kind") in TRAINING and _whole(record.get("stage")) > 1
     ]
-    if of_stage_two:
-        return min(of_stage_two) - 1
-    return _by_settings(folder)
+    by_settings = _by_settings(folder)
+    if not of_stage_two:
+        return by_settings
+    by_records = min(of_stage_two) - 1
+    return by_records if by_settings is None else min(by_records, by_settings)
 
 
 def _by_settings(folder: Path) -> int | None:

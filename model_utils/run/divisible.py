@@ -30,7 +30,7 @@ def is_a_sum(loss: Loss) -> bool:
             True
         )
         ones = torch.ones(shape[0], dtype=torch.float64)
-        labels[name] = Label.of(
+        labels[name] = Label(
             torch.randn(shape, dtype=torch.float64, generator=draw), ones > 0, ones
         )
     rows = {name: sum(counts) for name, counts in n_rows.items()}

@@ -26,6 +26,8 @@ Item = TypeVar("Item")
 
 # s: SLURM without a grace time sends SIGTERM twice, 7 to 17 ms apart on an idle machine
 ONE_DELIVERY = 0.5
+# nobody insists by these: one comes every second, one of the shell, the terminal and the session
+REPEATED = (signal.SIGXCPU, signal.SIGHUP)
 RESUME = "start again with --resume auto"
 REPEAT = "repeat the command: it goes on"
 SOON = 0.02  # s until a request is tried again that could not be met
@@ -295,8 +297,8 @@ def _leave_at_the_second(pipe: int, hurry: Callable[[], None] | None) -> None:
                     first = time.monotonic()
                     ahead = number[0] == signal.SIGUSR1
                     end = None if hurry is None else first + (PATIENCE_AHEAD if ahead else PATIENCE)
-                elif number[0] != signal.SIGXCPU and time.monotonic() - first > ONE_DELIVERY:
-                    end_at_once(128 + number[0])  # SIGXCPU comes every second
+                elif number[0] not in REPEATED and time.monotonic() - first > ONE_DELIVERY:
+                    end_at_once(128 + number[0])
 
 
 def leave(code: int) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from dataloader.quantities import QUANTITIES
 from losses import ATOMS, STRUCTURES, sum_names
 
 BEFORE_QUANTITIES = (  # order of the sums in checkpoints that hold them as one tensor
@@ -43,13 +42,6 @@ def sums_of_named(stored: Mapping[str, float] | Tensor, device: torch.device) ->
         if isinstance(stored, Tensor)
         else stored
     )
-    # of checkpoints in which errors were taken over all labelled rows
-    older = {
-        f"{quantity} judged": named[f"{quantity} rows"]
-        for quantity in QUANTITIES
-        if f"{quantity} rows" in named
-    }
-    known = older | dict(named)
     return torch.tensor(
-        [known.get(name, 0.0) for name in sum_names()], dtype=torch.float64, device=device
+        [named.get(name, 0.0) for name in sum_names()], dtype=torch.float64, device=device
     )

@@ -91,7 +91,7 @@ def _atoms(options: MdOptions, calculator: Calculator) -> Atoms:
         InputError: there are several and none is chosen, or not so many.
     """
     structures = structures_of(options.simulated, calculator, with_momenta=True)
-    chosen = structure_at(structures, options.index)
+    chosen = structure_at(structures, options.index, len(options.simulated.data))
     log.info("%s moves: %s", chosen.identifier, chosen.atoms.get_chemical_formula())
     atoms = chosen.atoms
     if options.repeat:
@@ -162,6 +162,10 @@ class _Run:
         except (ValueError, TypeError, KeyError) as error:
             raise InputError(f"{path} is no state of md.py ({error}); {ELSEWHERE}") from None
         if changes := differences(work, self.work):
+            if state["sizes"]["table"] == 0:  # it was ended before its first save
+                for name in (STATE, TABLE, TRAJECTORY):
+                    (self.folder / name).unlink(missing_ok=True)
+                return None
             raise InputError(f"{path} is of another run: {changes}; {ELSEWHERE}")
         return dict(state)
 
@@ -379,7 +383,7 @@ def _work(options: MdOptions, atoms: Atoms, calculator: Calculator) -> dict[str,
         content.update(np.ascontiguousarray(atoms.get_momenta()).tobytes())
         later["velocities"] = "data"
     if options.ensemble == "npt" or (
-        ensembles.keeps_whole_at_rest(options.ensemble, atoms) and ensembles.is_near_a_line(atoms)
+        options.ensemble == "nose_hoover" and ensembles.is_near_a_line(atoms)
     ):
         later["degrees_of_freedom"] = ensembles.degrees_of_freedom(options.ensemble, atoms)
     return {

@@ -38,7 +38,7 @@ class NamedAtoms:
     atoms: Atoms
     identifier: str
     file: str
-    others_left_out: bool = False  # of its file, so that its place among those read is not its own
+    others_left_out: bool = False  # of the data, so that its place among those read is not its own
 
     def fingerprint(self) -> bytes:
         """What tells the structure from others."""
@@ -125,14 +125,18 @@ def structures_of(
     features = {
         spec.name: spec for potential in calculator.potentials for spec in potential.facts.features
     }
-    read = structures_in(
+    sources = _sources_in(
         options.data,
         data_format=options.data_format,
         features=list(features.values()),
         keys=replace(NO_LABELS, charge=options.charge_key, spin=options.spin_key),
         filters=Filters(charges="drop" if options.drop_charged else "refuse"),
     )
-    structures = [_named(source, structure) for source, structure in read]
+    read = [(source, structure) for source in sources for structure in _structures(source)]
+    if not read:
+        raise InputError(f"there is no structure in {', '.join(map(str, options.data))}")
+    some_left_out = any(source.census.left_out for source in sources)
+    structures = [_named(source, structure, some_left_out) for source, structure in read]
     if with_momenta:
         for named, (_, structure) in zip(structures, read, strict=True):
             momenta = structure.columns.get("momenta")
@@ -144,12 +148,13 @@ def structures_of(
     return structures
 
 
-def structure_at(structures: Sequence[NamedAtoms], index: int | None) -> NamedAtoms:
+def structure_at(structures: Sequence[NamedAtoms], index: int | None, n_files: int) -> NamedAtoms:
     """The one of several structures that is asked for.
 
     Args:
         structures: of ``structures_of``.
         index: its place in the data, counted from 0 with those that were left out.
+        n_files: how many files, folders or patterns were named.
 
     Raises:
         InputError: there is none there, or nothing says which.
@@ -169,7 +174,8 @@ def structure_at(structures: Sequence[NamedAtoms], index: int | None) -> NamedAt
         for structure in structures
         if structure.file == structures[0].file
     ]
-    if len(numbers) < len(structures) or not all(number.isdecimal() for number in numbers):
+    one_file = len(numbers) == len(structures) and n_files == 1
+    if not one_file or not all(number.isdecimal() for number in numbers):
         raise InputError(
             f"--index {index} does not say which structure is meant, since others of the data are "
             "left out; give a file that holds it alone"
@@ -208,6 +214,24 @@ def structures_in(
     Raises:
         InputError: a file cannot be read, holds a faulty structure, or there is none in any.
     """
+    sources = _sources_in(
+        paths, data_format=data_format, features=features, keys=keys, filters=filters
+    )
+    structures = [(source, structure) for source in sources for structure in _structures(source)]
+    if not structures:
+        raise InputError(f"there is no structure in {', '.join(map(str, paths))}")
+    return structures
+
+
+def _sources_in(
+    paths: Sequence[Path],
+    *,
+    data_format: str | None,
+    features: Sequence[FeatureSpec],
+    keys: LabelKeys,
+    filters: Filters,
+) -> list[Source]:
+    """The files, opened; the arguments are those of ``structures_in``."""
     specs = [
         SourceSpec(path=path, format=data_format or format_of(path), keys=keys, keep=EVERYTHING)
         for path in paths
@@ -219,10 +243,7 @@ def structures_in(
         if source.census.left_out:
             log.info("%s: left out %s", source.path, source.census.left_out_report())
         _refuse_partly_held(source)
-    structures = [(source, structure) for source in sources for structure in _structures(source)]
-    if not structures:
-        raise InputError(f"there is no structure in {', '.join(map(str, paths))}")
-    return structures
+    return sources
 
 
 def _refuse_partly_held(source: Source) -> None:
@@ -257,12 +278,12 @@ def _frame_number(structure: Structure) -> tuple[str, int]:
     return (file, int(number)) if number.isdecimal() else (structure.identifier, 0)
 
 
-def _named(source: Source, structure: Structure) -> NamedAtoms:
+def _named(source: Source, structure: Structure, others_left_out: bool) -> NamedAtoms:
     return NamedAtoms(
         atoms=atoms_of(structure),
         identifier=structure.identifier,
         file=str(source.path),
-        others_left_out=bool(source.census.left_out),
+        others_left_out=others_left_out,
     )
 
 

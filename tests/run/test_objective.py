@@ -138,7 +138,7 @@ def test_units_divide_errors_and_balanced_weights_are_shares(tmp_path: Path) -> 
     errors = {"energy": torch.tensor([3.0]), "forces": torch.tensor([[4.0, 0, 0]])}
     zeros = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in errors.items()}
     one = torch.ones(1, dtype=torch.float64)
-    labels = {name: Label.of(value, one > 0, one) for name, value in zeros.items()}
+    labels = {name: Label(value, one > 0, one) for name, value in zeros.items()}
 
     def value(units: objective.Units) -> float:
         loss = objective.loss_of(options.loss, units)
@@ -224,7 +224,7 @@ def test_the_mean_over_heads_counts_each_head_once() -> None:
     def part(errors: list[float]) -> Any:
         energy = torch.tensor(errors)
         ones = torch.ones(len(errors), dtype=torch.float64)
-        label = Label.of(torch.zeros(len(errors), dtype=torch.float64), ones > 0, ones)
+        label = Label(torch.zeros(len(errors), dtype=torch.float64), ones > 0, ones)
         return metrics(error_sums({"energy": energy}, {"energy": label}, ones, loss).tolist(), loss)
 
     by_source = {"a, head x": part([1.0, 1.0]), "b, head x": part([4.0]), "b, head y": part([10.0])}

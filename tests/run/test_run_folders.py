@@ -492,12 +492,20 @@ def test_a_copy_of_a_run_leaves_the_original_alone(
     going_on = ["--input_model", str(copy), "--epochs", "2"]
     assert resume.main(going_on) == 2
     said = capsys.readouterr().err
-    assert f"is a copy of a run that is still at {first / 'first_checkpoint.pt'}" in said
+    assert f"was written at {first / 'first_checkpoint.pt'}, where a run lies now, too" in said
     assert resume.main([*going_on, "--output_model", str(copy / "own_model.pt")]) == 0
-    assert "best.safetensors is not written: it is of the run at" in capsys.readouterr().out
+    assert "best.safetensors is not written: it may be of the run at" in capsys.readouterr().out
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     assert resume.main(["--input_model", str(first), "--epochs", "2", "--resume_best"]) == 0
     assert "epoch 1, raw" in capsys.readouterr().out
+
+
+def test_a_moved_run_goes_on_though_its_old_place_is_none(words: list[str], tmp_path: Path) -> None:
+    first, moved = tmp_path / "first", tmp_path / "moved"
+    assert train_mace.main([*words, "--output_checkpoint", str(first), "--epochs", "1"]) == 0
+    first.rename(moved)
+    first.write_text("a file now")
+    assert resume.main(["--input_model", str(moved), "--epochs", "2"]) == 0
 
 
 def test_safetensors_go_along_with_the_folder_of_their_run(

@@ -155,7 +155,7 @@ def labelled(n_atoms: int, seed: int = 0) -> tuple[dict[str, Tensor], dict[str, 
         name: (value + errors[name]).requires_grad_(True) for name, value in values.items()
     }
     ones = {name: torch.ones(len(value), dtype=torch.float64) for name, value in values.items()}
-    labels = {name: Label.of(value, ones[name] > 0, ones[name]) for name, value in values.items()}
+    labels = {name: Label(value, ones[name] > 0, ones[name]) for name, value in values.items()}
     return prediction, labels, sizes
 
 

@@ -417,6 +417,19 @@ def test_an_index_counts_what_is_left_out(
     assert "in.xyz#1 moves: Al4" in moved("one", "--index", 1)
     assert "in.xyz#2 moves: Al12" in moved("two", "--index", 2)
     assert "--index 0: this structure is left out, or not there" in moved("0", "--index", 0, code=2)
+    write(tmp_path / "ion.xyz", ion, format="extxyz")
+    more = ("--data", tmp_path / "ion.xyz", tmp_path / "in.xyz", "--index", 1)
+    assert "--index 1 does not say which structure is meant" in moved("more", *more, code=2)
+
+
+def test_a_first_try_that_wrote_nothing_protects_nothing(
+    models: list[Path], crystal: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        at_step(2, interrupted, patch)
+        assert command(models[0], crystal, tmp_path, "--n_steps", 9) == 130
+    assert json.loads((tmp_path / "state.json").read_text())["step"] == 0
+    assert command(models[0], crystal, tmp_path, "--n_steps", 9, "--timestep", 0.5) == 0
 
 
 def test_killed_within_its_first_save_it_begins_again(

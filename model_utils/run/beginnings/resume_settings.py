@@ -10,7 +10,7 @@ from model_utils.files.outputs import Outputs, checkpoints_in, real, sidecar
 from model_utils.run.beginnings import replaying
 from model_utils.run.beginnings.continuation import Changes
 from model_utils.run.beginnings.resuming import newest_run
-from model_utils.run.beginnings.stored_run import StoredRun
+from model_utils.run.beginnings.stored_run import StoredRun, checkpoint_of
 from model_utils.runtime import log
 from model_utils.settings import reading
 from model_utils.settings.declared import FIXED, MAY_CHANGE, names_of
@@ -139,13 +139,15 @@ def _refuse_the_originals_model(stored: StoredRun, place: Outputs) -> None:
     Raises:
         InputError: naming both.
     """
+    if place.model.parent == place.checkpoint.parent:
+        return
     original = stored.original()
-    if original is None or place.model.parent == place.checkpoint.parent:
+    if original is None:
         return
     raise InputError(
-        f"{stored.path} is a copy of a run that is still at {original}, and whose best model is "
-        f"{place.model}, which the copy would replace; give the copy a place of its own with "
-        "--output_checkpoint, or another --output_model"
+        f"{stored.path} was written at {original}, where a run lies now, too: of a copy the best "
+        f"model {place.model} is that run's, and would be replaced; give --output_model, that one "
+        "where this run was moved and the other is new, another where this is a copy"
     )
 
 
@@ -154,12 +156,14 @@ def _safetensors(stored: StoredRun, place: Outputs) -> str | None:
     original stay as they are.
     """
     named = safetensors_of(stored.config, place)
+    if named is None or Path(named).parent == place.checkpoint.parent:
+        return named
     original = stored.original()
-    if named is None or original is None or Path(named).parent == place.checkpoint.parent:
+    if original is None:
         return named
     log.warning(
-        "warning: %s is not written: it is of the run at %s, of which this is a copy; give the "
-        "copy another --output_safetensors",
+        "warning: %s is not written: it may be of the run at %s, where this one was written; give "
+        "another --output_safetensors",
         *(named, original),
     )
     return None
@@ -173,11 +177,10 @@ def safetensors_of(config: Mapping[str, Any], place: Outputs) -> str | None:
         place: where it is now.
     """
     named: str | None = config.get("output_safetensors")
-    written_at = config.get("output_checkpoint")
-    if named is None or not written_at:
+    written_at = checkpoint_of(config)
+    if named is None or written_at is None:
         return named
-    folder = Outputs.named(Path(written_at), None).checkpoint.parent
-    if real(Path(named).parent) != real(folder):
+    if real(Path(named).parent) != real(written_at.parent):
         return named
     return str(place.checkpoint.parent / Path(named).name)
 

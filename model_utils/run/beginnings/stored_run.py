@@ -1,5 +1,6 @@
 """A stored run: what its checkpoint says of it, under names and of known kinds."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 import torch
 
-from model_utils.errors import VerificationError
+from model_utils.errors import InputError, VerificationError
 from model_utils.files.checkpoint import WeightsFile
 from model_utils.files.outputs import Outputs, previous_generation, real
 from model_utils.models.description import ModelDescription
@@ -27,6 +28,19 @@ KINDS = {  # entry of train_state: its kind; a run cannot go on without these
     "rng": dict,
     "tally": dict,
 }
+
+
+def checkpoint_of(config: Mapping[str, Any]) -> Path | None:
+    """The checkpoint by the settings of a run, which name where it was written; None where they
+    name none, or what is no place any more.
+    """
+    written_at = config.get("output_checkpoint")
+    if not written_at:
+        return None
+    try:
+        return Outputs.named(Path(written_at), None).checkpoint
+    except (InputError, OSError, ValueError):  # a file now, or a folder that is closed
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,19 +143,16 @@ class StoredRun:
         return self.file.description
 
     def original(self) -> Path | None:
-        """The checkpoint of which this one is a copy, where the run that wrote it is still at its
-        place; None of a run that lies where it was written, or was moved.
+        """The checkpoint of another run that lies where this one was written: that of which it is
+        a copy, or one that was begun there since. None of a run that lies there itself, or was
+        moved; and where this user may not look.
         """
-        written_at = self.config.get("output_checkpoint")
-        if not written_at:
-            return None
-        there = Outputs.named(Path(written_at), None).checkpoint
+        there = checkpoint_of(self.config)
         own = self.outputs().checkpoint
-        if real(there) == real(own) or not any(
-            path.exists() for path in (there, previous_generation(there))
-        ):
+        if there is None or real(there) == real(own):
             return None
-        return there
+        is_there = any(os.path.exists(path) for path in (there, previous_generation(there)))
+        return there if is_there else None
 
     def outputs(self) -> Outputs:
         """The places of its files, which may have been moved since it was written."""

@@ -9,6 +9,7 @@ import numpy as np
 from dataloader.dataset import Dataset
 from dataloader.structure import Structure
 from model_utils.errors import InputError
+from model_utils.run.best_metric import LOSS
 from model_utils.run.data.open_data import TrainingData
 from model_utils.run.objective import trained_on
 from model_utils.settings.options import TrainingOptions
@@ -28,10 +29,13 @@ def require_weights(options: TrainingOptions, data: TrainingData) -> None:
             f"all structures to train on have the weight 0 ({WEIGHTS}): nothing would be "
             "learned; give some of them another"
         )
-    if not _has_weight(data.valid, quantities) and _has_label(data.valid, quantities):
+    if options.judging.best_metric != LOSS or not _has_label(data.valid, quantities):
+        return
+    if not _has_weight(data.valid, quantities):
         raise InputError(
-            f"all validation structures have the weight 0 ({WEIGHTS}), with which nothing is "
-            "judged: no model would be the best; give some of them another"
+            f"all validation structures have the weight 0 ({WEIGHTS}): their loss would be 0 "
+            "always, and no model the best; give some of them another, or choose by "
+            "--best_metric forces_rmse, which has no weights"
         )
 
 

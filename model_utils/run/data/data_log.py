@@ -104,6 +104,7 @@ def describe(role: str, dataset: Dataset) -> None:
         describe_source(source)
         for text, count in source.census.notes.items():
             log.info("  %s: %d structures", text, count)
+        _say_weightless(source)
     own, shares = dataset.shares()
     for share in shares:
         path = dataset.sources[int(dataset.places[share.rows[0], 0])].path
@@ -122,6 +123,24 @@ def describe(role: str, dataset: Dataset) -> None:
         for number, source in enumerate(dataset.sources)
     ):
         log.info("  records say which atoms were fixed: only force components of free atoms count")
+
+
+def _say_weightless(source: Source) -> None:
+    """Say how many labels of a file have the weight 0, where looking is cheap: in files made for
+    mace-torch they stand for labels that are not there, and errors count them here.
+    """
+    if not source.in_memory:
+        return
+    counts: Counter[str] = Counter()
+    for i in range(len(source)):
+        structure = source.structure(i)
+        counts.update(name for name in structure.labels if structure.weight_of(name) == 0)
+    for name, count in counts.items():
+        log.info(
+            "  %d of %d structures have %s of weight 0: no loss counts them, and errors do, which "
+            "have no weights (in mace-torch's tables they are left out)",
+            *(count, len(source), name),
+        )
 
 
 def say_other_heads(sources: Sequence[Source]) -> None:

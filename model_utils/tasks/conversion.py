@@ -173,7 +173,8 @@ def _write(
         else " and ".join(f"{name}s" for name in expected)
     )
     dtype = next(loaded.module.parameters()).dtype
-    rounded = "" if dtype == loaded.file.dtype else f", in {dtype_name(dtype)},"
+    is_rounded = dtype.itemsize < loaded.file.dtype.itemsize
+    rounded = f", in {dtype_name(dtype)}," if is_rounded else ""
     log.info(
         "wrote %s: %s of a cluster and a crystal are the source's%s to %.2g",
         *(output, what, rounded, deviation),

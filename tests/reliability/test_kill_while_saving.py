@@ -101,7 +101,7 @@ class Run:
         if self.fatal_call:
             durable.os = metrics_file.os = Deadly(durable.os, self.fatal_call)  # type: ignore[attr-defined]
         with run_lock.held(self.outputs.lock, wait=False):
-            records = MetricsFile(self.outputs.metrics, offset=offset)
+            records = MetricsFile(self.outputs.metrics, offset=offset, step=first - 1)
             tell(b"r", 0)
             for step in itertools.count(first):
                 with torch.no_grad():

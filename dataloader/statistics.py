@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from dataloader.atomic_energies import add_isolated, undetermined
 from dataloader.errors import InputError
 from dataloader.neighbors import MAX_NEIGHBORS, GraphFault, build_graph
+from dataloader.quantities import ENERGY, FORCES
 from dataloader.structure import Structure, symbols
 
 ROWS_PER_BLOCK = 4096
@@ -155,7 +156,7 @@ def facts_of(
         labels=tuple(structure.labels),
         counts=np.bincount(structure.atomic_numbers, minlength=MAX_Z),
         n_atoms=structure.n_atoms,
-        energy=structure.energy,
+        energy=structure.energy if structure.teaches(ENERGY.name) else None,
         force_square=None if forces is None else float(np.square(forces).sum()),
         force_components=0 if forces is None else forces.size,
         n_edges=graph.n_edges,
@@ -164,8 +165,10 @@ def facts_of(
 
 
 def _counted_forces(structure: Structure, free_atoms_only: bool) -> NDArray[np.float64] | None:
-    """Forces of all atoms, or of the free ones, eV/Å."""
-    if structure.forces is None or structure.free_atoms is None or not free_atoms_only:
+    """Forces of all atoms, or of the free ones, eV/Å; None where there are none to learn from."""
+    if structure.forces is None or not structure.teaches(FORCES.name):
+        return None
+    if structure.free_atoms is None or not free_atoms_only:
         return structure.forces
     return structure.forces[structure.free_atoms]
 

@@ -91,6 +91,12 @@ class Structure:
         """The structure's weight in the term of a quantity."""
         return self.weight * self.weights.get(quantity, 1.0)
 
+    def teaches(self, quantity: str) -> bool:
+        """Whether it has a label of a quantity from which something is to be learned: one of
+        weight 0 may stand for a label that is not there, as in files made for mace-torch.
+        """
+        return quantity in self.labels and self.weight_of(quantity) > 0
+
     @property
     def n_atoms(self) -> int:
         """Number of atoms."""

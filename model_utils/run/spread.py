@@ -86,7 +86,7 @@ def described(spread: Mapping[str, float], as_virial: Collection[str] = ()) -> s
 def _values(quantity: Quantity, structure: Structure, train: Dataset) -> NDArray[np.float64]:
     """The numbers of a structure's label that errors are taken of; none where there is no label."""
     label = structure.labels.get(quantity.name)
-    if label is None:
+    if label is None or not structure.teaches(quantity.name):
         return np.zeros(0)
     values = np.asarray(label, dtype=np.float64)
     if quantity.per_atom:

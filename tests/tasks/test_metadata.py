@@ -512,6 +512,21 @@ def test_what_is_measured_is_what_training_keeps_of_sources_with_a_ratio(tmp_pat
     assert init(tmp_path, "--config", str(given), "--overwrite") == expected
 
 
+def test_labels_of_weight_zero_say_nothing_of_a_model(tmp_path: Path) -> None:
+    """They are zeros where a label is not known, in files made for mace-torch."""
+    frames = waters(12)
+    write(tmp_path / "known.xyz", frames, format="extxyz")
+    unknown = waters(6, seed=8)
+    for atoms in unknown:
+        atoms.info |= {"REF_energy": 0.0, "config_energy_weight": 0.0, "config_forces_weight": 0.0}
+        atoms.arrays["REF_forces"][:] = 0.0
+    write(tmp_path / "both.xyz", [*frames, *unknown], format="extxyz")
+    fields = ("atomic_energies", "atomic_inter_scale", "atomic_inter_shift")
+    known = init(tmp_path, "--xyz_train", str(tmp_path / "known.xyz"))
+    both = init(tmp_path, "--xyz_train", str(tmp_path / "both.xyz"), "--overwrite")
+    assert [both[name] for name in fields] == [known[name] for name in fields]
+
+
 def test_the_heads_of_the_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One row of E0s, scale and shift for each, in the order of the data; an element
     that a head lacks is said.

@@ -150,9 +150,10 @@ def _shifted(origin: Origin, data: Dataset, heads: Sequence[str], step: str) -> 
         residuals = []  # label − prediction, eV
         for i in progress.over(chosen, "errors of the source", len(chosen)):
             batch = data.batch([i])
-            if bool(batch.labels[ENERGY.name].mask[0]):
+            label = batch.labels[ENERGY.name]
+            if bool(label.mask[0]) and float(label.weight[0]) > 0:
                 energy = predicted(network, origin.in_source(batch))[ENERGY.name]
-                residuals.append(float(batch.labels[ENERGY.name].value[0]) - float(energy[0]))
+                residuals.append(float(label.value[0]) - float(energy[0]))
                 compositions.append(
                     np.bincount(batch.species.numpy(), minlength=len(rows[position]))
                 )
@@ -161,7 +162,9 @@ def _shifted(origin: Origin, data: Dataset, heads: Sequence[str], step: str) -> 
             rows[position] = (np.array(rows[position]) + change).tolist()
             fitted += 1
     if not fitted:
-        raise InputError("--E0s shift: no structure of the training data has an energy")
+        raise InputError(
+            "--E0s shift: no structure of the training data has an energy with a weight"
+        )
     return _with(origin, rows)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from model_utils.run.interruption import REPEAT, Interruption
+from model_utils.run.interruption import REPEAT, Interruption, leave
 from model_utils.settings import cli
 from model_utils.settings.options import PackOptions
 
@@ -29,4 +29,4 @@ def pack(options: PackOptions) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

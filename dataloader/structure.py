@@ -4,7 +4,7 @@ that one structure shows.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import cast
 
@@ -96,6 +96,11 @@ class Structure:
         weight 0 may stand for a label that is not there, as in files made for mace-torch.
         """
         return quantity in self.labels and self.weight_of(quantity) > 0
+
+    def taught(self) -> "Structure":
+        """The structure with the labels alone from which something is to be learned."""
+        labels = {name: label for name, label in self.labels.items() if self.teaches(name)}
+        return self if len(labels) == len(self.labels) else replace(self, labels=labels)
 
     @property
     def n_atoms(self) -> int:

@@ -22,8 +22,16 @@ def labels(data: Set, *, allow_missing: bool = False) -> list[Finding]:
     energy = data.looked["energy"]
     forces = data.looked["force_square"]
     findings = []
-    without = {"energy": np.isnan(energy), "forces": np.isnan(forces)}
+    weightless = {name: data.looked[f"weightless_{name}"] for name in ("energy", "forces")}
+    without = {
+        "energy": np.isnan(energy) & ~weightless["energy"],
+        "forces": np.isnan(forces) & ~weightless["forces"],
+    }
     level: Level
+    for what, rows in weightless.items():
+        if rows.any():
+            text = f"{what} of weight 0 in {rows.sum()} of {len(data)} structures: not judged here"
+            findings.append(Finding(level="note", check="labels", text=text, data=data.name))
     for what, missing in without.items():
         if not missing.any():
             continue

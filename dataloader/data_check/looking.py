@@ -50,6 +50,8 @@ class Looked(NamedTuple):
     head: str  # "" where the structure names none
     charge: float  # 0 where the record has none
     spin: float
+    weightless_energy: bool  # of weight 0, which is not judged
+    weightless_forces: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,14 +134,15 @@ def look(structure: Structure, r_max: float, max_neighbors: int = MAX_NEIGHBORS)
             closest, balanced = _distances(structure, graph, r_max)
     except GraphFault as error:
         fault = str(error)
-    forces = structure.forces
-    stress = structure.stress
+    known = structure.taught()
+    forces = known.forces
+    stress = known.stress
     # a force of 10²⁰⁰ eV/Å is reported as what it is, infinite when squared
     with np.errstate(over="ignore"):
         squares = None if forces is None else np.square(forces).sum(axis=1)  # (n_atoms,), (eV/Å)²
     return Looked(
         fingerprint=_fingerprint(structure),
-        energy=nan if structure.energy is None else structure.energy,
+        energy=nan if known.energy is None else known.energy,
         force_square=nan if squares is None else float(squares.mean()) / 3,
         max_force=nan if squares is None else float(np.sqrt(squares.max())),
         zero_forces=forces is not None
@@ -161,6 +164,8 @@ def look(structure: Structure, r_max: float, max_neighbors: int = MAX_NEIGHBORS)
         head=structure.head or "",
         charge=structure.charge or 0.0,
         spin=structure.spin or 0.0,
+        weightless_energy=known.energy is None and structure.energy is not None,
+        weightless_forces=forces is None and structure.forces is not None,
     )
 
 

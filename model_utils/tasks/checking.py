@@ -230,7 +230,9 @@ def _looked_at(
         )
         for i, column in enumerate(Looked._fields)
     }
-    paired = [sources[int(s)].structure(int(i)) for s, i in _neighbours_in_time(places, sources)]
+    paired = [
+        sources[int(s)].structure(int(i)).taught() for s, i in _neighbours_in_time(places, sources)
+    ]
     return Set(
         name=name,
         total=total,

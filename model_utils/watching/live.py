@@ -1,6 +1,7 @@
 """The view of runs, once or again and again."""
 
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -63,6 +64,8 @@ def watch(options: WatchOptions) -> None:
     if options.once or not console.is_terminal:
         console.print(_look(watched, limits)[0])
         return
+    for number in (signal.SIGTERM, signal.SIGUSR2):  # so that the terminal gets its cursor back
+        signal.signal(number, _end)
     with Live(console=console, auto_refresh=False) as live:
         while True:
             shown, is_over = _look(watched, limits)
@@ -70,6 +73,10 @@ def watch(options: WatchOptions) -> None:
             if is_over:
                 return
             time.sleep(options.every)
+
+
+def _end(number: int, _: object) -> None:
+    raise SystemExit(128 + number)
 
 
 def _console() -> Console:

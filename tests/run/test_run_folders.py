@@ -500,6 +500,25 @@ def test_a_copy_of_a_run_leaves_the_original_alone(
     assert "epoch 1, raw" in capsys.readouterr().out
 
 
+def test_a_copy_of_a_moved_run_leaves_the_other_copys_model_alone(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, moved, copy = (tmp_path / name for name in ("first", "moved", "copy"))
+    best = tmp_path / "out_model.pt"
+    place = ["--output_checkpoint", str(first), "--output_model", str(best)]
+    assert train_mace.main([*words, *place, "--epochs", "1"]) == 0
+    first.rename(moved)
+    shutil.copytree(moved, copy)
+    again = ["--epochs", "3", "--resume_best"]
+    assert resume.main(["--input_model", str(moved), *again]) == 0
+    before = best.read_bytes()
+    step = checkpoint.read(best).content["step"]
+    capsys.readouterr()
+    assert resume.main(["--input_model", str(copy), "--epochs", "2"]) == 2
+    assert f"{best} has weights of step {step}" in capsys.readouterr().err
+    assert best.read_bytes() == before
+
+
 def test_a_moved_run_goes_on_though_its_old_place_is_none(words: list[str], tmp_path: Path) -> None:
     first, moved = tmp_path / "first", tmp_path / "moved"
     assert train_mace.main([*words, "--output_checkpoint", str(first), "--epochs", "1"]) == 0

@@ -318,3 +318,27 @@ def test_a_crystal_without_periodic_directions_is_said(
         atoms.set_cell([3.5, 3.5, 3.5])
     found = check("--xyz_train", xyz(full), code=0)
     assert [f["level"] for f in found if "is pbc missing" in f["text"]] == ["warning"]
+
+
+def test_labels_of_weight_zero_are_not_judged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They stand for labels that are not there, in files made for mace-torch."""
+    frames = waters(40)
+    write(tmp_path / "sound.xyz", frames, format="extxyz")
+    for atoms in frames[::5]:
+        atoms.info |= {"REF_energy": 1e5, "config_weight": 0.0}
+        atoms.arrays["REF_forces"][:] = 1e3
+    write(tmp_path / "zero.xyz", frames, format="extxyz")
+    findings = {}
+    for name in ("sound", "zero"):
+        words = ["check", "--train_file", str(tmp_path / f"{name}.xyz"), "--valid_fraction", "0"]
+        assert metadata.main([*words, "--output_json", str(tmp_path / f"{name}.json")]) == 0
+        found = json.loads((tmp_path / f"{name}.json").read_text())["findings"]
+        findings[name] = [(finding["level"], finding["text"]) for finding in found]
+    weightless = [
+        ("note", f"{what} of weight 0 in 8 of 40 structures: not judged here")
+        for what in ("energy", "forces")
+    ]
+    assert [f for f in findings["zero"] if f in weightless] == weightless
+    assert {level for level, _ in findings["zero"]} == {level for level, _ in findings["sound"]}

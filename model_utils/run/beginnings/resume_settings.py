@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from model_utils.errors import InputError
-from model_utils.files import run_lock
+from model_utils.files import checkpoint, run_lock
 from model_utils.files.outputs import Outputs, checkpoints_in, real, sidecar
 from model_utils.run.beginnings import replaying
 from model_utils.run.beginnings.continuation import Changes
@@ -143,12 +143,34 @@ def _refuse_the_originals_model(stored: StoredRun, place: Outputs) -> None:
         return
     original = stored.original()
     if original is None:
+        _refuse_a_later_model(stored, place)
         return
     raise InputError(
         f"{stored.path} was written at {original}, where a run lies now, too: of a copy the best "
         f"model {place.model} is that run's, and would be replaced; give --output_model, that one "
         "where this run was moved and the other is new, another where this is a copy"
     )
+
+
+def _refuse_a_later_model(stored: StoredRun, place: Outputs) -> None:
+    """Refuse a best model outside of the folder of a run that was moved, or copied since, where it
+    is of later steps than the checkpoint: another copy has gone on.
+
+    Raises:
+        InputError: naming both.
+    """
+    written_at = checkpoint_of(stored.config)
+    if written_at is None or real(written_at) == real(place.checkpoint):
+        return
+    if not place.model.exists():
+        return
+    step = checkpoint.read(place.model).content["step"]
+    if step > stored.step:
+        raise InputError(
+            f"{place.model} has weights of step {step}, and {stored.path} is of step {stored.step}:"
+            " it may be the best model of another copy of this run, and would be replaced; give "
+            "--output_model, that one where it is this run's"
+        )
 
 
 def _safetensors(stored: StoredRun, place: Outputs) -> str | None:

@@ -19,6 +19,7 @@ from dataloader.batch import Batch
 from dataloader.dataset import Dataset
 from dataloader.frames import LABEL, PREDICTION, as_extended_xyz, bare_atoms, put, put_rest
 from dataloader.quantities import ENERGY, FORCES, QUANTITIES, STRESS, Quantity
+from dataloader.sources import Adjusted
 from dataloader.structure import LabelValue
 from losses import Prediction
 from model_utils.files.csv_cells import csv_text
@@ -245,12 +246,21 @@ class Breakdown:
         put_rest(atoms, structure)
         atoms.info["config_type"] = structure.config_type
         atoms.info.setdefault("identifier", self._data.name(index))
-        if structure.head is not None:
+        own = self._named_head(index)
+        if own not in (None, structure.head):  # judged with another, to which its labels do not go
+            atoms.info |= {"head": own, f"{PREDICTION}head": structure.head}
+        elif structure.head is not None:
             atoms.info["head"] = structure.head
         put(atoms, PREDICTION, predicted)
         _put_besides(atoms, more)
         put(atoms, LABEL, structure.labels)
         return atoms
+
+    def _named_head(self, index: int) -> str | None:
+        """The head that a record names itself, where another may have been given for all."""
+        number, local = self._data.places[index].tolist()
+        source = self._data.sources[number]
+        return source.source.heads[local] if isinstance(source, Adjusted) else None
 
     def lines(self) -> list[str]:
         """Forces by element, errors by config_type where there are several, each

@@ -138,8 +138,9 @@ def test_the_order_is_that_of_the_data(given: str, evaluated: Evaluated, tmp_pat
     written = evaluated(tmp_path / "heads.xyz", *words, model="two")
     names = [f"heads.xyz#{number}" for number in range(8)]
     assert [atoms.info["identifier"] for atoms in written] == names
-    others = "pbe" if given == "in the data" else "r2"
-    assert [atoms.info["head"] for atoms in written] == ["r2"] * 5 + [others] * 3
+    assert [atoms.info["head"] for atoms in written] == ["r2"] * 5 + ["pbe"] * 3
+    judged = None if given == "in the data" else "r2"
+    assert [atoms.info.get("mace_head") for atoms in written] == [None] * 5 + [judged] * 3
     for atoms, was in zip(written, frames, strict=True):
         np.testing.assert_allclose(atoms.positions, was.positions, atol=1e-7)
     with (tmp_path / "out.csv").open(newline="") as file:
@@ -157,7 +158,10 @@ def test_a_head_that_is_asked_for_judges_all(
     energies = {}
     for head in ("pbe", "r2"):
         written = evaluated(tmp_path / "heads.xyz", "--head", head, model="two")
-        assert [atoms.info["head"] for atoms in written] == [head] * 4
+        assert [atoms.info["head"] for atoms in written] == ["pbe"] * 4, "labels stay its own"
+        assert [atoms.info.get("mace_head") for atoms in written] == [
+            None if head == "pbe" else head
+        ] * 4
         energies[head] = [atoms.info["mace_energy"] for atoms in written]
         said = "4 of 4 structures name another head; all have the head r2, which is given"
         assert (said in capsys.readouterr().out) is (head == "r2")

@@ -19,6 +19,9 @@ JSON_DEPTH = 64  # ours has five levels, embedding_specs one more; whoever walks
 # seeds have 64, states of random generators 128; Python prints no more than 4300 digits
 INTEGER_BITS = 128
 
+# One line of a metrics.jsonl: a record has some thousands, with thousands of sources a megabyte.
+RECORD_BYTES = 4 * 2**20
+
 # Extended XYZ. The longest honest comment holds a Hessian: 200 atoms make 360,000 numbers of 20
 # letters. Split into words it takes 60 times its size: half a GB, 1 s.
 XYZ_COMMENT_BYTES = 8 * 2**20

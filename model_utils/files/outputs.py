@@ -135,8 +135,8 @@ class Outputs:
         if not config.get("output_model"):
             return beside
         named = cls.named(current, Path(config["output_model"]))
-        begun_at = config.get("output_checkpoint")
-        if begun_at and real(cls.named(Path(begun_at), None).checkpoint) == real(current):
+        begun_at = written_at(config)
+        if begun_at is not None and real(begun_at) == real(current):
             return named
         here = current.with_name(named.model.name)  # in a copy of the folder its own best model
         places = (
@@ -398,6 +398,25 @@ def checkpoints_in(folder: Path) -> list[Path]:
         return [folder / name for name in sorted(usual)]
     written = [folder / name for name in sorted(names) if sidecar(folder / name).exists()]
     return [path for path in written if not path.exists() or not is_best_model(path)]
+
+
+def written_at(config: Mapping[str, Any]) -> Path | None:
+    """The checkpoint as the settings of a stored run name it, where it was written.
+
+    Args:
+        config: of the run, by names of flags.
+
+    Returns:
+        None where they name none, or what is no place for one any more: a file has the folder's
+        name, or it is closed to this user.
+    """
+    named = config.get("output_checkpoint")
+    if not named:
+        return None
+    try:
+        return Outputs.named(Path(named), None).checkpoint
+    except (InputError, OSError, ValueError):
+        return None
 
 
 def sidecar(weights: Path) -> Path:

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from dataloader import input_files
 from dataloader.errors import InputError
+from dataloader.limits import RECORD_BYTES
 from model_utils.files.run_names import SETTINGS
 
 TRAINING = ("train", "train_steps")
 COUNTERS = ("epoch", "step", "stage")  # of a record, which are no errors
-LONGEST_LINE = 4 << 20  # bytes; a record has some thousands
 
 Record = Mapping[str, Any]
 
@@ -60,7 +60,7 @@ def read(path: Path) -> list[Record]:
 
 
 def _lines(file: Any) -> Iterator[bytes]:
-    while line := file.readline(LONGEST_LINE):
+    while line := file.readline(RECORD_BYTES):
         yield line
 
 

@@ -4,6 +4,8 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console, RenderableType
@@ -64,9 +66,7 @@ def watch(options: WatchOptions) -> None:
     if options.once or not console.is_terminal:
         console.print(_look(watched, limits)[0])
         return
-    for number in (signal.SIGTERM, signal.SIGUSR2):  # so that the terminal gets its cursor back
-        signal.signal(number, _end)
-    with Live(console=console, auto_refresh=False) as live:
+    with _ended_by_exceptions(), Live(console=console, auto_refresh=False) as live:
         while True:
             shown, is_over = _look(watched, limits)
             live.update(shown, refresh=True)
@@ -75,8 +75,21 @@ def watch(options: WatchOptions) -> None:
             time.sleep(options.every)
 
 
-def _end(number: int, _: object) -> None:
-    raise SystemExit(128 + number)
+@contextmanager
+def _ended_by_exceptions() -> Iterator[None]:
+    """Within it, signals that end the process do so by an exception, so that what has hidden the
+    cursor of a terminal shows it again.
+    """
+
+    def end(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGUSR2)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _console() -> Console:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from dataloader.errors import InputError
+from dataloader.limits import RECORD_BYTES
 
 Record = Mapping[str, Any]
 MARK = 4096  # bytes before the end of what was read, by which the file is known again
-LINE_BYTES = 2**22  # no record is longer: what is, is no line of a run
 
 
 class Tail:
@@ -73,7 +73,7 @@ class Tail:
         if not line.strip():
             return
         try:
-            record = json.loads(line) if len(line) <= LINE_BYTES else None
+            record = json.loads(line) if len(line) <= RECORD_BYTES else None
         except (ValueError, RecursionError):
             record = None
         if isinstance(record, dict) and isinstance(record.get("kind"), str):

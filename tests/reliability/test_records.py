@@ -38,7 +38,7 @@ EDITS: dict[str, Edit] = {
         lines[1:] + [lines[-1].replace(b'"step": 5', b'"step": 6')] * 3
     ),
     "without a line, and a later one that ends where the checkpoint knows": lambda lines, known: (
-        b"".join(lines[1:]) + _as_long(lines[-1].replace(b'"step": 5', b'"step": 6'), lines[0])
+        b"".join(lines[1:]) + _as_long(b'{"kind": "valid", "epoch": 1, "step": 6}\n', lines[0])
     ),
     "a number made longer": lambda lines, known: b"".join(lines).replace(
         b'"lr": 0.01', b'"lr": 0.01000', 1

@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from model_utils.errors import InputError
+from model_utils.errors import InputError, VerificationError
 from model_utils.files import checkpoint, run_lock
-from model_utils.files.outputs import Outputs, checkpoints_in, real, sidecar
+from model_utils.files.outputs import Outputs, checkpoints_in, real, sidecar, written_at
 from model_utils.run.beginnings import replaying
 from model_utils.run.beginnings.continuation import Changes
 from model_utils.run.beginnings.resuming import newest_run
-from model_utils.run.beginnings.stored_run import StoredRun, checkpoint_of
+from model_utils.run.beginnings.stored_run import StoredRun
 from model_utils.runtime import log
 from model_utils.settings import reading
 from model_utils.settings.declared import FIXED, MAY_CHANGE, names_of
@@ -159,12 +159,14 @@ def _refuse_a_later_model(stored: StoredRun, place: Outputs) -> None:
     Raises:
         InputError: naming both.
     """
-    written_at = checkpoint_of(stored.config)
-    if written_at is None or real(written_at) == real(place.checkpoint):
+    begun_at = written_at(stored.config)
+    is_moved = begun_at is not None and real(begun_at) != real(place.checkpoint)
+    if not is_moved or not place.model.exists():
         return
-    if not place.model.exists():
+    try:
+        step = checkpoint.read(place.model).content.get("step", 0)
+    except (InputError, VerificationError):  # what is damaged is said where it is needed
         return
-    step = checkpoint.read(place.model).content["step"]
     if step > stored.step:
         raise InputError(
             f"{place.model} has weights of step {step}, and {stored.path} is of step {stored.step}:"
@@ -199,10 +201,8 @@ def safetensors_of(config: Mapping[str, Any], place: Outputs) -> str | None:
         place: where it is now.
     """
     named: str | None = config.get("output_safetensors")
-    written_at = checkpoint_of(config)
-    if named is None or written_at is None:
-        return named
-    if real(Path(named).parent) != real(written_at.parent):
+    begun_at = written_at(config)
+    if named is None or begun_at is None or real(Path(named).parent) != real(begun_at.parent):
         return named
     return str(place.checkpoint.parent / Path(named).name)
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from model_utils.errors import InputError, VerificationError
+from model_utils.errors import VerificationError
 from model_utils.files.checkpoint import WeightsFile
-from model_utils.files.outputs import Outputs, previous_generation, real
+from model_utils.files.outputs import Outputs, previous_generation, real, written_at
 from model_utils.models.description import ModelDescription
 from model_utils.runtime import DTYPES
 
@@ -28,19 +28,6 @@ KINDS = {  # entry of train_state: its kind; a run cannot go on without these
     "rng": dict,
     "tally": dict,
 }
-
-
-def checkpoint_of(config: Mapping[str, Any]) -> Path | None:
-    """The checkpoint by the settings of a run, which name where it was written; None where they
-    name none, or what is no place any more.
-    """
-    written_at = config.get("output_checkpoint")
-    if not written_at:
-        return None
-    try:
-        return Outputs.named(Path(written_at), None).checkpoint
-    except (InputError, OSError, ValueError):  # a file now, or a folder that is closed
-        return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +134,7 @@ class StoredRun:
         a copy, or one that was begun there since. None of a run that lies there itself, or was
         moved; and where this user may not look.
         """
-        there = checkpoint_of(self.config)
+        there = written_at(self.config)
         own = self.outputs().checkpoint
         if there is None or real(there) == real(own):
             return None

@@ -12,10 +12,9 @@ from typing import Any
 
 from dataloader import durable
 from dataloader.durable import NotWritten
+from dataloader.limits import RECORD_BYTES
 from model_utils.run.fit import FinalRecord, TrainRecord, ValidationRecord
 from model_utils.runtime import log
-
-LONGEST_RECORD = 2**22  # bytes
 
 
 class MetricsFile:
@@ -202,9 +201,9 @@ def _is_as_left(path: Path, offset: int, step: int) -> bool:
     length may end there by chance.
     """
     with path.open("rb") as file:
-        file.seek(max(offset - LONGEST_RECORD, 0))
-        before = file.read(min(offset, LONGEST_RECORD))
-    if len(before) < min(offset, LONGEST_RECORD) or not before.endswith(b"\n"):
+        file.seek(max(offset - RECORD_BYTES, 0))
+        before = file.read(min(offset, RECORD_BYTES))
+    if len(before) < min(offset, RECORD_BYTES) or not before.endswith(b"\n"):
         return False
     try:
         record = json.loads(before.splitlines()[-1])

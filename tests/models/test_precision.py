@@ -2,6 +2,7 @@
 command that takes it.
 """
 
+import inspect
 import json
 import os
 import shutil
@@ -297,6 +298,7 @@ def test_a_run_that_could_not_be_opened_does_not_begin(
         def __getattr__(self, name: str) -> object:
             return getattr(model_loader, name)
 
+    monkeypatch.setattr(model_loader, "prove", inspect.unwrap(model_loader.prove))
     monkeypatch.setattr(training, "model_loader", Loader())
     words = [
         "--input_json",

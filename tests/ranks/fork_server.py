@@ -40,6 +40,7 @@ def serve() -> None:
         setattr(owner, name, replacement)
     model_loader.build_module = conftest.built_once(model_loader.build_module)
     model_loader.to_be_filled = conftest.filled_once(model_loader.to_be_filled)
+    model_loader.prove = conftest.proved_once(model_loader.prove)
     _warm_up()
     for line in sys.stdin:
         job = json.loads(line)

@@ -156,9 +156,7 @@ _REFUSED_ENDINGS = {
     **dict.fromkeys(
         (".json", ".nc", ".dcd", ".pdb", ".xsf", ".gen", ".cell", ".pwi", ".in", ".xtd"), _NOT_READ
     ),
-    **dict.fromkeys(
-        (".gz", ".bz2", ".xz", ".zst", ".zip", ".tar"), "is compressed; unpack it first"
-    ),
+    **dict.fromkeys((*input_files.COMPRESSED_ENDINGS, ".tar"), "is compressed; unpack it first"),
     ".npz": "is not read here; write its structures as extended XYZ, or add a format by a plug-in",
 }
 _REFUSED_BEGINNINGS = {

@@ -2,10 +2,7 @@
 graphs, and batches of them.
 """
 
-import os
-from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,12 +10,11 @@ from numpy.typing import NDArray
 
 from dataloader import progress
 from dataloader.batch import Batch, added_rows, collate
-from dataloader.batching import Share, epoch_order
 from dataloader.data_file import Source
 from dataloader.errors import InputError
-from dataloader.filters import OTHER_ELEMENT
 from dataloader.needs import ModelFacts
 from dataloader.neighbors import MAX_NEIGHBORS, Graph, GraphFault, build_graph
+from dataloader.selection import Selection
 from dataloader.structure import Structure, symbols
 
 # 14 bytes each; beyond it graphs are built again every epoch, 0.3 ms for 54 atoms
@@ -26,11 +22,8 @@ CACHED_EDGES = 20_000_000
 
 OF_HEAD = ", head "  # between file and head in the name of a part
 
-# beside the seed: another stream of random numbers than the orders of epochs have
-SAMPLING = 1_000_003
 
-
-class Dataset:
+class Dataset(Selection):
     """Structures of one or several sources that the model can take.
 
     Args:
@@ -57,35 +50,27 @@ class Dataset:
         free_atoms_only: bool = True,
         max_neighbors: int = MAX_NEIGHBORS,
     ) -> None:
-        self.sources = list(sources)
+        super().__init__(sources, elements)
         self.facts = facts
         self.dtype = dtype
         self.free_atoms_only = free_atoms_only
         self.max_neighbors = max_neighbors
-        self._folders = _folders_to_tell_apart([source.path for source in sources])
-        self.left_out: Counter[str] = Counter()
         self._graphs: dict[tuple[int, int], Graph] = {}
         self._cached_edges = 0
         self._n_edges: NDArray[np.int64] | None = None
-        kept = [self._accepted(s, elements) for s in range(len(self.sources))]
-        # (len, 2): source, structure in it
-        self.places = np.concatenate([np.zeros((0, 2), np.int32), *kept])
+        for s, source in enumerate(self.sources):
+            self._require_known(s, source)
 
-    def _accepted(self, s: int, elements: Sequence[int] | None) -> NDArray[np.int32]:
-        """Places of the structures of one source that the model can take; looks at values,
-        not at every structure.
+    def _require_known(self, s: int, source: Source) -> None:
+        """Refuse structures of one source that the model cannot take; looks at values, not at
+        every structure.
         """
-        source = self.sources[s]
-        usable = np.ones(len(source), dtype=bool)
-        if elements is not None:
-            usable &= source.elements.within(elements)
-            if not usable.all():
-                self.left_out[OTHER_ELEMENT] += int((~usable).sum())
+        first, end = np.searchsorted(self.places[:, 0], [s, s + 1])
+        usable = np.zeros(len(source), dtype=bool)
+        usable[self.places[first:end, 1]] = True
         for fault in (self._unknown_element(source, usable), self._unknown_head(source, usable)):
             if fault is not None:
                 raise InputError(fault)
-        rows = np.nonzero(usable)[0].astype(np.int32)
-        return np.stack([np.full_like(rows, s), rows], axis=1)
 
     def _unknown_element(self, source: Source, usable: NDArray[np.bool_]) -> str | None:
         known = set(self.facts.atomic_numbers)
@@ -122,9 +107,6 @@ class Dataset:
             "one in the YAML's list of sources"
         )
 
-    def __len__(self) -> int:
-        return len(self.places)
-
     @property
     def n_atoms(self) -> NDArray[np.int64]:
         """Atoms of every structure, (len,)."""
@@ -147,13 +129,6 @@ class Dataset:
         counts = known[self.places[i][0]]
         return self.graph(i).n_edges if counts is None else int(counts[self.places[i][1]])
 
-    def _by_place(self, columns: Sequence[NDArray[np.integer]]) -> NDArray[np.int64]:
-        values = np.zeros(len(self), dtype=np.int64)
-        for s, column in enumerate(columns):
-            mine = self.places[:, 0] == s
-            values[mine] = column[self.places[mine, 1]]
-        return values
-
     def labelled_rows(self, indices: NDArray[np.int64]) -> dict[str, int]:
         """Rows with a label by quantity over some structures: those behind the means
         of their batch, unread.
@@ -165,25 +140,6 @@ class Dataset:
             )
             for s in np.unique(places[:, 0]).tolist()
         )
-
-    def structure(self, i: int) -> Structure:
-        """The i-th structure."""
-        s, local = self.places[i]
-        return self.sources[s].structure(int(local))
-
-    def in_memory(self, i: int) -> bool:
-        """Whether the i-th structure is read without touching the disk."""
-        return self.sources[self.places[i][0]].in_memory
-
-    def name(self, i: int) -> str:
-        """A name under which a person finds the i-th structure again."""
-        s, local = self.places[i]
-        return self._folders[s] + self.sources[s].identifier(int(local))
-
-    def names(self, indices: Sequence[int], shown: int = 5) -> str:
-        """Names of several structures for a message, the first few of many."""
-        more = f" and {len(indices) - shown} more" if len(indices) > shown else ""
-        return ", ".join(self.name(i) for i in indices[:shown]) + more
 
     def graph(self, i: int, structure: Structure | None = None) -> Graph:
         """Neighbour list of the i-th structure; kept where the data are in
@@ -221,9 +177,7 @@ class Dataset:
         """A data set of only the structures of these numbers, in this order; sources
         and graphs are shared.
         """
-        part = object.__new__(Dataset)
-        part.__dict__.update(self.__dict__)
-        part.places = self.places[indices]
+        part = super().subset(indices)
         part._n_edges = None
         return part
 
@@ -235,12 +189,6 @@ class Dataset:
         other.facts = facts
         other._n_edges = self._n_edges
         return other
-
-    def shares(self) -> tuple[NDArray[np.int64], list[Share]]:
-        """The structures of which an epoch has all, and for every source with a ratio
-        how many it takes of it.
-        """
-        return shares_of([source.ratio for source in self.sources], self.places[:, 0])
 
     def head_numbers(self) -> NDArray[np.int64]:
         """Position of every structure's head among the model's, (len,); those that
@@ -295,105 +243,9 @@ class Dataset:
         return rows_of_part
 
 
-def _folders_to_tell_apart(paths: Sequence[Path]) -> list[str]:
-    """What is put before the names of structures of each file: its folder, where several files
-    have one name.
-    """
-    distinct = Counter(path.name for path in set(paths))
-    return [f"{path.parent}{os.sep}" if distinct[path.name] > 1 else "" for path in paths]
-
-
 def _first(usable: NDArray[np.bool_], ids: NDArray[np.integer], bad: Sequence[bool]) -> int | None:
     """The first usable row whose value is a bad one."""
     if not any(bad):
         return None
     rows = usable & np.array(bad, dtype=bool)[ids]
     return int(rows.argmax()) if rows.any() else None
-
-
-def sample(dataset: Dataset, n: int, seed: int) -> Dataset:
-    """``n`` structures of the LMDBs and all others, in their order; which, is a pure
-    function of (seed, counts).
-
-    A source with a ratio stays whole.
-
-    Raises:
-        InputError: there are fewer.
-    """
-    whole = [source.in_memory or source.ratio is not None for source in dataset.sources]
-    kept = np.array(whole, dtype=bool)[dataset.places[:, 0]]
-    rows = np.nonzero(~kept)[0]
-    if n > len(rows):
-        raise InputError(
-            f"{n} samples were asked for, but the LMDBs have {len(rows)} that can be "
-            "used; ask for fewer"
-        )
-    chosen = np.random.default_rng([seed, SAMPLING]).choice(rows, n, replace=False, shuffle=False)
-    return dataset.subset(np.sort(np.concatenate([np.nonzero(kept)[0], chosen])))
-
-
-def split(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
-    """Split off a share for validation: a permutation by ``seed`` alone, both parts kept
-    in their original order.
-
-    Of a source with a ratio as many are set aside as the ratio says, so that validation has an
-    epoch's mixture; but no larger share than of the others.
-
-    Raises:
-        InputError: one of the two parts would be empty.
-    """
-    train, valid = set_aside(*dataset.shares(), fraction, seed)
-    return dataset.subset(train), dataset.subset(valid)
-
-
-def shares_of(
-    ratios: Sequence[float | None], owners: NDArray[np.integer]
-) -> tuple[NDArray[np.int64], list[Share]]:
-    """The structures of which an epoch has all, and for every source with a ratio how many
-    it takes of it.
-
-    Args:
-        ratios: of each source; None of one that is taken whole.
-        owners: (n_structures,), the source of each structure.
-    """
-    has_ratio = np.array([ratio is not None for ratio in ratios], dtype=bool)[owners]
-    own = np.nonzero(~has_ratio)[0]
-    shares = []
-    for s, ratio in enumerate(ratios):
-        rows = np.nonzero(owners == s)[0]
-        if ratio is not None and len(rows):
-            shares.append(Share(rows=rows, taken=max(round(ratio * len(own)), 1)))
-    return own, shares
-
-
-def set_aside(
-    own: NDArray[np.int64], shares: Sequence[Share], fraction: float, seed: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Which structures train and which validate, in their order; the arguments are those of
-    ``split``, with what ``shares_of`` gives.
-
-    Raises:
-        InputError: one of the two parts would be empty.
-    """
-    n_valid = round(fraction * len(own))
-    if not 0 < n_valid < len(own):
-        raise InputError(
-            f"--valid_fraction {fraction:g} of {len(own)} structures leaves {n_valid} "
-            f"for validation and {len(own) - n_valid} for training; give a validation "
-            "file or another share"
-        )
-    parts = [(own, n_valid)]
-    for share in shares:
-        parts.append(
-            (
-                share.rows,
-                min(round(fraction * len(share.rows)), round(n_valid * share.taken / len(own))),
-            )
-        )
-    train = []
-    valid = []
-    for rows, n in parts:
-        order = epoch_order(len(rows), seed, epoch=0)
-        train.append(rows[order[n:]])
-        valid.append(rows[order[:n]])
-    return np.sort(np.concatenate(train)), np.sort(np.concatenate(valid))

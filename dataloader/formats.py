@@ -10,7 +10,8 @@ from dataloader.data_file import Format
 from dataloader.errors import InputError
 from dataloader.hdf5 import HDF5
 from dataloader.in_memory import is_pattern, matching
-from dataloader.lmdb_shards.lmdb_source import LMDB
+from dataloader.input_files import COMPRESSED_ENDINGS
+from dataloader.lmdb_shards.lmdb_source import LMDB, is_one_data_set
 from dataloader.xyz import XYZ
 
 FORMATS: dict[str, Format] = {"xyz": XYZ, "lmdb": LMDB, "hdf5": HDF5, "ase": ASE}
@@ -50,10 +51,38 @@ def format_of(path: Path) -> str:
     return next(iter(names), LMDB.name)
 
 
+def _within(folder: Path) -> list[str]:
+    """The formats of the files of a folder; shards of LMDBs are known by their names, and only
+    what lies beside them is looked into.
+
+    Raises:
+        InputError: a file of theirs is compressed, and would be left out without a word.
+    """
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError:
+        return [LMDB.name]  # which then says why it cannot be listed
+    endings = {ending for kind in FORMATS.values() for ending in kind.endings}
+    for entry in entries:
+        if entry.suffix in COMPRESSED_ENDINGS and entry.with_suffix("").suffix in endings:
+            raise InputError(
+                f"{entry} is compressed; unpack it first, or name the other files of {folder} by "
+                "a pattern"
+            )
+    if not LMDB.takes(folder):
+        return [kind.name for kind in FORMATS.values() if kind.takes(folder)]
+    beside = [entry for entry in entries if entry.suffix not in LMDB.endings and entry.is_file()]
+    others = [kind for kind in FORMATS.values() if kind is not LMDB]
+    return [LMDB.name, *(kind.name for kind in others if any(map(kind.takes, beside)))]
+
+
 def _of_one(path: Path) -> str:
-    if LMDB.takes(path):  # a directory of shards may hold anything beside them
+    if path.is_dir() and not is_one_data_set(path):
+        names = _within(path)
+    elif LMDB.takes(path):
         return LMDB.name
-    names = [kind.name for kind in FORMATS.values() if kind.takes(path)]
+    else:
+        names = [kind.name for kind in FORMATS.values() if kind.takes(path)]
     if len(names) > 1 and path.is_dir():
         raise InputError(
             f"{path} holds files of several formats ({', '.join(names)}); name those that are "

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataloader import input_files
-from dataloader.dataset import Dataset
 from dataloader.errors import InputError
 from dataloader.packed.duplicates import fingerprint, hashed
 from dataloader.packed.survey import name_in
 from dataloader.progress import log, over
+from dataloader.selection import Selection
 
 MAX_BYTES = 8 * 2**30  # of a list
 SHOWN = 5
@@ -47,8 +47,9 @@ def read(path: Path, flag: str) -> IdList:
     try:
         lines = input_files.read_text(path, MAX_BYTES).splitlines()
     except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or error
         raise InputError(
-            f"cannot read {flag} {path}: {error}; expected one identifier on each line"
+            f"cannot read {flag} {path}: {why}; expected one identifier on each line"
         ) from None
     counts = Counter(line.strip() for line in lines if line.strip())
     if not counts:
@@ -83,20 +84,20 @@ class Looked(NamedTuple):
     group: Hashes
 
 
-def look(dataset: Dataset, id_key: str, group_key: str | None) -> Looked:
+def look(data: Selection, id_key: str, group_key: str | None) -> Looked:
     """Look at every structure of a data set once.
 
     Args:
-        dataset: opened with both names among those that are kept.
+        data: opened with both names among those that are kept.
         id_key: name of the records' identifier.
         group_key: name of an entry that records of one group share.
 
     Raises:
         InputError: a record has none of that name.
     """
-    columns = np.zeros((3, len(dataset)), dtype=np.uint64)
-    for i in over(range(len(dataset)), "identifiers", len(dataset)):
-        structure = dataset.structure(i)
+    columns = np.zeros((3, len(data)), dtype=np.uint64)
+    for i in over(range(len(data)), "identifiers", len(data)):
+        structure = data.structure(i)
         columns[0, i] = hashed(name_in(structure, id_key).encode())
         columns[1, i] = fingerprint(structure)
         if group_key is not None:

@@ -18,6 +18,8 @@ _KINDS = (
     (stat.S_ISBLK, "a device"),
 )
 
+COMPRESSED_ENDINGS = (".gz", ".bz2", ".xz", ".zst", ".lz4", ".zip")  # of files that are not read
+
 
 class UnfitFile(OSError):
     """Something stands there that is not read; ``strerror`` says what, as of any OSError."""

@@ -190,7 +190,9 @@ def unread(
 
 
 def _read(structure: Unread, spec: SourceSpec) -> Structure:
-    return _adjusted(structure(), spec, spec.weight)
+    own = structure()
+    of_type = dict(spec.type_weights).get(own.config_type, 1.0)
+    return _adjusted(own, spec, spec.weight * of_type)
 
 
 def _adjusted(structure: Structure, spec: SourceSpec, weight: float) -> Structure:

@@ -114,6 +114,7 @@ class Facts(NamedTuple):
         force_components: how many those are.
         n_edges: directed edges within the cutoff.
         atoms_with_neighbors: atoms that have any.
+        config_type: the word that a weight may be given for.
     """
 
     identifier: str
@@ -127,6 +128,7 @@ class Facts(NamedTuple):
     force_components: int = 0
     n_edges: int = 0
     atoms_with_neighbors: int = 0
+    config_type: str | None = None
 
 
 def facts_of(
@@ -161,6 +163,7 @@ def facts_of(
         force_components=0 if forces is None else forces.size,
         n_edges=graph.n_edges,
         atoms_with_neighbors=len(np.unique(graph.receivers)),
+        config_type=structure.config_type,
     )
 
 

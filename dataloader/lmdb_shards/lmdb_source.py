@@ -406,13 +406,18 @@ def _streamed(spec: SourceSpec, wanted: Wanted) -> Streamed:
     return Streamed(source.census, chain(map(given, source.isolated_atoms), by_number))
 
 
+def is_one_data_set(folder: Path) -> bool:
+    """Whether a folder is an LMDB or a packed data set itself, and not one in which shards lie."""
+    return (folder / "data.mdb").exists() or (folder / packed_manifest.NAME).exists()
+
+
 def _takes(path: Path) -> bool:
     """Whether a name is that of an LMDB, of a directory of shards, or of a packed data set."""
     if path.suffix in SHARD_ENDINGS or packed_manifest.is_name(path.name):
         return True
     if not path.is_dir():
         return False
-    if (path / "data.mdb").exists() or (path / packed_manifest.NAME).exists():
+    if is_one_data_set(path):
         return True
     try:
         return any(entry.suffix in SHARD_ENDINGS for entry in path.iterdir())

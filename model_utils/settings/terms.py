@@ -3,7 +3,7 @@ of ``quantity=value``.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 from dataloader import plain_json
@@ -20,6 +20,7 @@ from model_utils.settings.options import (
 
 # quantities with flags of their own: --energy_weight, --energy_loss
 OWN_FLAGS = (ENERGY.name, FORCES.name, STRESS.name)
+SHOWN_TYPES = 20
 Value = TypeVar("Value")
 
 
@@ -77,6 +78,15 @@ def config_type_weights(options: DataOptions) -> tuple[tuple[str, float], ...]:
             raise InputError(f"--config_type_weights names {name} twice; give one weight")
         weights[name] = weight
     return tuple(weights.items())
+
+
+def no_such_type(name: str, weight: float, occurring: Iterable[str | None]) -> InputError:
+    """What is raised where a weight is given for a config_type that no structure has."""
+    there = ", ".join(sorted(str(own) for own in occurring)[:SHOWN_TYPES])
+    return InputError(
+        f"--config_type_weights {name}={weight:g}: no structure to train on has that "
+        f"config_type; there are {there}"
+    )
 
 
 def _pairs_of_types(words: Sequence[str]) -> list[tuple[str, str]]:

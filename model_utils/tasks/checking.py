@@ -21,6 +21,7 @@ from dataloader.errors import InputError
 from dataloader.labels import TO_EVALUATE
 from dataloader.portion import Portion
 from dataloader.progress import ProgressBar
+from dataloader.selection import Selection
 from dataloader.sources import open_sources
 from dataloader.structure import Structure
 from model_utils.errors import cannot_write
@@ -28,7 +29,8 @@ from model_utils.models import description as model_json
 from model_utils.models.description import ModelDescription
 from model_utils.ranks import joining
 from model_utils.ranks.group import Group
-from model_utils.run.data.open_data import filters_of, specs_of
+from model_utils.run.data import chosen
+from model_utils.run.data.open_data import filters_of, numbers_of, specs_of
 from model_utils.run.data.shared_indexing import index_for_all
 from model_utils.runtime import log, own_cores, start_log
 from model_utils.settings.options import CheckOptions, Role
@@ -86,19 +88,23 @@ def _findings(
     index_for_all(options.data, list(NAMES), group)
     r_max = options.r_max or (model.r_max if model is not None else R_MAX)
     findings: list[Finding] = []
-    sets: list[Set] = []
+    pools: dict[str, Selection | None] = {}
     isolated: list[Structure] = []
-    paths: dict[str, dict[int, str]] = {}  # names of files by set and number
+    elements = numbers_of(options.data.filters.elements)
     for role, name in NAMES.items():
         sources = _opened(options, role, name, findings)
         _require_equal_sources(sources, name, findings, group)
         isolated += [atom for source in sources for atom in source.isolated_atoms]
-        looked = (
-            _looked_at(sources, name, options, r_max, group) if sum(map(len, sources)) else None
-        )
-        if looked is not None:
+        pools[role] = Selection(sources, elements) if sources else None
+    sets: list[Set] = []
+    paths: dict[str, dict[int, str]] = {}  # names of files by set and number
+    parts = _chosen(pools, options, findings)
+    for role, name in NAMES.items():
+        data = parts.get(role)
+        looked = _looked_at(data, name, options, r_max, group) if data else None
+        if data and looked is not None:
             sets.append(looked)
-            paths[name] = {number: source.path.name for number, source in enumerate(sources)}
+            paths[name] = {number: source.path.name for number, source in enumerate(data.sources)}
     if sets:
         default = options.data.head or (model.heads[0] if model is not None else DEFAULT_HEAD)
         given = _references(model, isolated, default)
@@ -106,6 +112,22 @@ def _findings(
         findings += _judged(sets, model, given, paths, default, allow_missing=allow)
         findings.append(_memory(sets[0], model, options.batch_size or BATCH_SIZE))
     return findings, sets
+
+
+def _chosen(
+    pools: Mapping[str, Selection | None], options: CheckOptions, findings: Sequence[Finding]
+) -> Mapping[str, Selection | None]:
+    """The structures of each role that a training would take; all of them where not all data
+    could be read.
+
+    Raises:
+        InputError: a list or a number does not fit the data.
+    """
+    incomplete = any(finding.check == "reading" for finding in findings)
+    asked = chosen.are_chosen(options.data) or options.data.lmdb_val_samples is not None
+    if incomplete or not asked:
+        return pools
+    return chosen.parts_of(pools, options.data, options.seed)
 
 
 def _write(path: Path, findings: Sequence[Finding], sets: Sequence[Set]) -> None:
@@ -175,7 +197,7 @@ def _require_equal_sources(
 class _Slice(NamedTuple):
     """Structures that one child process looks at in one go."""
 
-    places: NDArray[np.int64]  # (n, 2): source, structure
+    places: NDArray[np.integer]  # (n, 2): source, structure
 
 
 class _SliceLooked(NamedTuple):
@@ -186,25 +208,21 @@ class _SliceLooked(NamedTuple):
 
 
 def _looked_at(
-    sources: Sequence[Source], name: str, options: CheckOptions, r_max: float, group: Group
+    data: Selection, name: str, options: CheckOptions, r_max: float, group: Group
 ) -> Set | None:
     """Look at all structures of a set, or at a sample of them, in child processes; None
     but in the first process.
 
     Args:
-        sources: the files of the set.
+        data: the structures of the set.
         name: of the set.
         options: how many structures to look at, and with which seed they are drawn.
         r_max: cutoff of neighbours, Å.
         group: the processes that share the structures.
     """
-    total = sum(map(len, sources))
-    places = np.concatenate(  # (n_structures, 2): source, structure in it
-        [
-            np.stack([np.full(len(source), number), np.arange(len(source))], axis=1)
-            for number, source in enumerate(sources)
-        ]
-    )
+    total = len(data)
+    sources = data.sources
+    places = data.places
     if options.samples < total:
         chosen = np.random.default_rng([options.seed, 0]).choice(
             total, options.samples, replace=False, shuffle=False
@@ -244,7 +262,7 @@ def _looked_at(
     )
 
 
-def _slices(places: NDArray[np.int64], n_processes: int) -> list[_Slice]:
+def _slices(places: NDArray[np.integer], n_processes: int) -> list[_Slice]:
     """The places in order, a thousand in each slice, or so few that all processes have some."""
     rows = (
         max(min(ROWS_AT_ONCE, -(-len(places) // n_processes)), 1)
@@ -274,7 +292,9 @@ def _shared(
     return [of_all[number] for number in sorted(of_all)]
 
 
-def _neighbours_in_time(places: NDArray[np.int64], sources: Sequence[Source]) -> NDArray[np.int64]:
+def _neighbours_in_time(
+    places: NDArray[np.integer], sources: Sequence[Source]
+) -> NDArray[np.integer]:
     """The first places of every file and head, which follow one another as in a trajectory."""
     heads = np.array([sources[int(s)].heads.ids[int(i)] for s, i in places])
     _, groups = np.unique(np.stack([places[:, 0], heads], axis=1), axis=0, return_inverse=True)

@@ -2,25 +2,26 @@
 or by several together.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from itertools import chain
 
-import numpy as np
-
 from dataloader import progress
-from dataloader.data_file import Census, Source, Unread, given
-from dataloader.dataset import set_aside, shares_of
+from dataloader.data_file import Census, Unread, given
 from dataloader.errors import InputError
 from dataloader.labels import TO_EVALUATE
+from dataloader.selection import Selection
 from dataloader.sources import open_sources, unread
 from dataloader.statistics import DataSums, Facts, collect, facts_of
 from model_utils.ranks.group import Group
 from model_utils.ranks.in_order import in_order
+from model_utils.run.data import chosen
 from model_utils.run.data.open_data import filters_of, numbers_of, specs_of
 from model_utils.run.data.shared_indexing import index_for_all
 from model_utils.runtime import log
-from model_utils.settings.options import MetadataOptions
+from model_utils.settings import terms
+from model_utils.settings.options import DataOptions, MetadataOptions, Role
+from model_utils.settings.options.data import GENERAL_FLAGS
 from model_utils.tasks.label_census import LabelCensus
 
 
@@ -52,13 +53,14 @@ def sums_of(
     def facts(read: Unread) -> Facts:
         return facts_of(read(), r_max, free_atoms_only=free_atoms_only, max_neighbors=max_neighbors)
 
-    index_for_all(options.data, ["train"], group)
+    index_for_all(options.data, _roles(options.data), group)
     census = LabelCensus()
     sums = collect(census.watch(in_order(_structures(options), facts, group)), default_head)
     if not group.rank.is_first:
         return None
     if sums.atoms == 0:
         raise InputError("no structures to measure; look at the files and at --elements")
+    census.require_types(dict(terms.config_type_weights(options.data)))
     census.judge(allow_missing=options.data.allow_missing_labels)
     return sums
 
@@ -67,23 +69,37 @@ def _structures(options: MetadataOptions) -> Iterator[Unread]:
     """What reads the structures that a training with these options would train
     on, and isolated atoms.
     """
-    specs = specs_of(options.data, "train")
-    filters = filters_of(options.data.filters, keep_charges=True)
-    max_dropped = options.data.filters.max_dropped
-    if options.data.valid_fraction == 0:  # then no file has to be opened before it is read
+    data = options.data
+    filters = filters_of(data.filters, keep_charges=True)
+    elements = numbers_of(data.filters.elements)
+    max_dropped = data.filters.max_dropped
+    if data.valid_fraction == 0 and not chosen.are_chosen(data):
+        # then no file has to be opened before it is read
         return unread(
-            specs,
+            specs_of(data, "train"),
             needs=TO_EVALUATE,
-            elements=numbers_of(options.data.filters.elements),
+            elements=elements,
             max_dropped=max_dropped,
             filters=filters,
             say=_say_notes,
         )
-    # which structures are set aside depends on how many there are
-    sources = open_sources(specs, needs=TO_EVALUATE, max_dropped=max_dropped, filters=filters)
-    for source in sources:
-        _say_notes(source.census)
-    return _trained_on(sources, options)
+    # which structures are set aside, drawn or named depends on all that there are
+    pools: dict[str, Selection | None] = {}
+    for role in _roles(data):
+        sources = open_sources(
+            specs_of(data, role), needs=TO_EVALUATE, max_dropped=max_dropped, filters=filters
+        )
+        for source in sources:
+            _say_notes(source.census)
+        pools[role] = Selection(sources, elements) if sources else None
+    return _of_part(chosen.trained_on(pools, data, options.seed))
+
+
+def _roles(options: DataOptions) -> list[Role]:
+    """Roles whose files say which structures are trained on: a list of validation data speaks
+    of the training data where they have no files of their own.
+    """
+    return list(GENERAL_FLAGS) if options.splits.lists() else ["train"]
 
 
 def _say_notes(census: Census) -> None:
@@ -97,21 +113,9 @@ def _say_notes(census: Census) -> None:
         )
 
 
-def _trained_on(sources: Sequence[Source], options: MetadataOptions) -> Iterator[Unread]:
-    """What reads isolated atoms, and those inside --elements that training would not
-    set aside for validation.
-    """
-    wanted = numbers_of(options.data.filters.elements)
-    every = [
-        (number, i)
-        for number, source in enumerate(sources)
-        for i in range(len(source))
-        if wanted is None or source.elements[i] <= set(wanted)
-    ]
-    owners = np.array([number for number, _ in every], dtype=np.int64)
-    own, shares = shares_of([source.ratio for source in sources], owners)
-    train, _ = set_aside(own, shares, options.data.valid_fraction, options.seed)
-    places = [(sources[every[row][0]], every[row][1]) for row in train.tolist()]
-    isolated = chain.from_iterable(source.isolated_atoms for source in sources)
+def _of_part(part: Selection) -> Iterator[Unread]:
+    """What reads the isolated atoms of some files and the structures of a part of them."""
+    places = [(part.sources[s], int(i)) for s, i in part.places]
+    isolated = chain.from_iterable(source.isolated_atoms for source in part.sources)
     shown = progress.over(places, "statistics", len(places))
     return chain(map(given, isolated), (partial(source.structure, i) for source, i in shown))

@@ -1,12 +1,13 @@
-"""Which structures have labels, counted while they go by."""
+"""Which structures have labels, and of which type they are, counted while they go by."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from dataloader.errors import InputError
 from dataloader.labels import REQUIRED
 from dataloader.statistics import Facts
 from model_utils.runtime import log
+from model_utils.settings import terms
 
 
 class LabelCensus:
@@ -18,18 +19,30 @@ class LabelCensus:
         self._structures = 0
         self._labelled: Counter[str] = Counter()
         self._first_without: dict[str, str] = {}
+        self._types: Counter[str | None] = Counter()
 
     def watch(self, facts: Iterable[Facts]) -> Iterator[Facts]:
         """What was found of each structure, which is counted; isolated atoms are not."""
         for of_structure in facts:
             if of_structure.isolated is None:
                 self._structures += 1
+                self._types[of_structure.config_type] += 1
                 for quantity in REQUIRED:
                     if quantity in of_structure.labels:
                         self._labelled[quantity] += 1
                     else:
                         self._first_without.setdefault(quantity, of_structure.identifier)
             yield of_structure
+
+    def require_types(self, weights: Mapping[str, float]) -> None:
+        """Refuse weights by config_type of which one is for no structure.
+
+        Raises:
+            InputError: naming it, and the types that there are.
+        """
+        for name, weight in weights.items():
+            if name not in self._types:
+                raise terms.no_such_type(name, weight, self._types)
 
     def judge(self, *, allow_missing: bool) -> None:
         """Say what no structure has.

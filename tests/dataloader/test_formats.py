@@ -185,6 +185,32 @@ def test_names_that_stand_for_several_formats_or_nothing_are_refused(tmp_path: P
     assert "no LMDB" in refusal(tmp_path / "empty")
 
 
+@pytest.mark.parametrize("beside", [name for name in FILES if FILES[name][0] != "lmdb"])
+def test_shards_hide_no_file_of_another_format(tmp_path: Path, beside: str) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    FILES["waters.aselmdb"][1](folder / "part.aselmdb", FRAMES)
+    (folder / "part.aselmdb-lock").touch()
+    (folder / "metadata.npz").write_bytes(b"PK\3\4")
+    (folder / "README.txt").write_text("of a download\n")
+    assert format_of(folder) == "lmdb"
+    kind, write_file = FILES[beside]
+    write_file(folder / beside, FRAMES[:1])
+    assert f"several formats (lmdb, {kind})" in refusal(folder)
+    assert format_of(folder / "*.aselmdb") == "lmdb"
+
+
+@pytest.mark.parametrize("name", ["more.xyz.gz", "more.extxyz.xz", "more.h5.zst", "more.lmdb.zip"])
+@pytest.mark.parametrize("shown", ["waters.xyz", "waters.traj", "waters.aselmdb"])
+def test_a_compressed_file_of_a_folder_is_not_passed_over(
+    tmp_path: Path, name: str, shown: str
+) -> None:
+    FILES[shown][1](tmp_path / shown, FRAMES)
+    assert format_of(tmp_path)
+    (tmp_path / name).write_bytes(b"compressed")
+    assert f"{name} is compressed; unpack it first" in refusal(tmp_path)
+
+
 def test_outputs_of_one_run_do_not_count_twice(tmp_path: Path) -> None:
     write_outcar(tmp_path / "OUTCAR", FRAMES)
     write(tmp_path / "POSCAR", FRAMES[0], format="vasp")

@@ -4,13 +4,14 @@ lists of identifiers.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Generic
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dataloader import id_lists
-from dataloader.dataset import Dataset
 from dataloader.id_lists import Hashes, IdList, Looked
+from dataloader.selection import Part, Selection
 from model_utils.errors import InputError
 from model_utils.runtime import log
 from model_utils.settings.options import SplitOptions
@@ -20,16 +21,14 @@ SHOWN = 5
 
 
 @dataclass(frozen=True)
-class Pool:
+class Pool(Generic[Part]):
     """Opened data from which lists choose."""
 
-    dataset: Dataset
+    data: Part
     looked: Looked
 
 
-def divided(
-    pools: Mapping[str, Dataset | None], options: SplitOptions, *, eval_on_free_atoms: bool
-) -> dict[str, Dataset | None]:
+def divided(pools: Mapping[str, Part | None], options: SplitOptions) -> dict[str, Part | None]:
     """The data of each role that its list names; all of them where there is no list.
 
     A list of validation or test data whose role has no files of its own speaks of the training
@@ -38,8 +37,6 @@ def divided(
     Args:
         pools: opened data by role; None where no files are named.
         options: the lists.
-        eval_on_free_atoms: what counts in the errors of validation and test data, of
-            whichever files they are.
 
     Returns:
         Data by role; None where there is neither a file nor a list.
@@ -61,18 +58,16 @@ def divided(
                 listed.n_repeated,
             )
     looked = {
-        role: Pool(dataset, id_lists.look(dataset, id_key, options.group_key))
-        for role, dataset in pools.items()
-        if dataset is not None
+        role: Pool(data, id_lists.look(data, id_key, options.group_key))
+        for role, data in pools.items()
+        if data is not None
     }
     rows = _rows(lists, looked, id_key)
-    parts: dict[str, Dataset | None] = dict.fromkeys(ROLES)
-    seen: dict[str, tuple[Dataset, Looked]] = {}
+    parts: dict[str, Part | None] = dict.fromkeys(ROLES)
+    seen: dict[str, tuple[Selection, Looked]] = {}
     for role, (source, mask) in rows.items():
         chosen = np.nonzero(mask)[0]
-        part = looked[source].dataset.subset(chosen)
-        if role != "train":
-            part.free_atoms_only = eval_on_free_atoms
+        part = looked[source].data.subset(chosen)
         parts[role] = part
         seen[role] = (part, Looked(*(column[chosen] for column in looked[source].looked)))
         if role in lists:
@@ -82,7 +77,7 @@ def divided(
 
 
 def _rows(
-    lists: Mapping[str, IdList], pools: Mapping[str, Pool], id_key: str
+    lists: Mapping[str, IdList], pools: Mapping[str, Pool[Part]], id_key: str
 ) -> dict[str, tuple[str, NDArray[np.bool_]]]:
     """For each role that has structures: the role whose files hold them, and
     which of those they are.
@@ -92,10 +87,10 @@ def _rows(
         source = role if role in pools else "train"
         if role in lists:
             pool = pools[source]
-            mask = id_lists.rows_named(lists[role], pool.looked, id_key, _left_out(pool.dataset))
+            mask = id_lists.rows_named(lists[role], pool.looked, id_key, _left_out(pool.data))
             rows[role] = (source, mask)
         elif role in pools:
-            rows[role] = (source, np.ones(len(pools[source].dataset), dtype=bool))
+            rows[role] = (source, np.ones(len(pools[source].data), dtype=bool))
     if "train" not in lists:
         taken = [
             mask for role, (source, mask) in rows.items() if role != "train" and source == "train"
@@ -104,16 +99,18 @@ def _rows(
     return rows
 
 
-def _left_out(dataset: Dataset) -> int:
-    """Records of a data set's files that are not used, whatever the reason."""
+def _left_out(data: Selection) -> int:
+    """Records of the data's files that are not used, whatever the reason."""
     of_files = sum(
         s.census.dropped.total() + s.census.left_out.total() + len(s.isolated_atoms)
-        for s in dataset.sources
+        for s in data.sources
     )
-    return of_files + dataset.left_out.total()
+    return of_files + data.left_out.total()
 
 
-def _say_what_is_in_two(parts: Mapping[str, tuple[Dataset, Looked]], options: SplitOptions) -> None:
+def _say_what_is_in_two(
+    parts: Mapping[str, tuple[Selection, Looked]], options: SplitOptions
+) -> None:
     """Warn of identifiers, geometries and groups that two parts share: errors on them are
     of what was trained on.
     """
@@ -131,7 +128,7 @@ def _say_what_is_in_two(parts: Mapping[str, tuple[Dataset, Looked]], options: Sp
 
 
 def _say_shared(
-    what: str, hashes: Mapping[str, Hashes], parts: Mapping[str, tuple[Dataset, Looked]]
+    what: str, hashes: Mapping[str, Hashes], parts: Mapping[str, tuple[Selection, Looked]]
 ) -> None:
     for (first, second), (rows, others) in id_lists.across(hashes).items():
         names = ", ".join(parts[second][0].name(int(row)) for row in others[:SHOWN])
@@ -142,13 +139,13 @@ def _say_shared(
         )
 
 
-def require_some(dataset: Dataset, role: str) -> None:
+def require_some(data: Selection, role: str) -> None:
     """Refuse a role for which nothing is left.
 
     Raises:
         InputError: naming the role.
     """
-    if len(dataset) == 0:
+    if len(data) == 0:
         raise InputError(
             f"no structure is left to {role} on; look at the files, at --elements "
             "and at lists of IDs"

@@ -11,7 +11,7 @@ from ase.data import atomic_numbers as number_of_symbol
 
 from dataloader import atomic_energies
 from dataloader.data_file import Source, SourceSpec
-from dataloader.dataset import Dataset, sample, split
+from dataloader.dataset import Dataset
 from dataloader.errors import InputError
 from dataloader.filters import Filters
 from dataloader.formats import format_of
@@ -20,8 +20,7 @@ from dataloader.needs import ModelFacts
 from dataloader.quantities import STRESS
 from dataloader.record import EVERYTHING, Keep
 from dataloader.sources import open_sources
-from model_utils.run.data import data_log
-from model_utils.run.data.id_splits import divided, require_some
+from model_utils.run.data import chosen, data_log
 from model_utils.run.objective import trained_on
 from model_utils.runtime import log
 from model_utils.settings import terms
@@ -33,7 +32,6 @@ from model_utils.settings.options import (
     TrainingOptions,
 )
 
-SHOWN_TYPES = 20
 USUAL = "auto"  # of a source's label: the usual names, whatever the run's own key
 
 
@@ -97,24 +95,25 @@ def training_data(
         if sources["val"]
         else None,
     }
-    parts = divided(pools, options.splits, eval_on_free_atoms=options.eval_on_free_atoms)
-    whole = parts["train"]
-    assert whole is not None
-    train = _sampled("train", whole, options.lmdb_train_samples, seed)
-    require_some(train, "train")
+    parts = chosen.parts_of(pools, options, seed)
+    train = parts["train"]
+    assert train is not None
     _require_stress(train, training)
     _require_config_types(train, options)
-    all_valid = parts["val"]
-    if all_valid is not None:
-        valid = _sampled("val", all_valid, options.lmdb_val_samples, seed)
-        require_some(valid, "validate")
-    else:
-        train, valid = _split(train, options, seed)
+    valid = parts["val"]
+    was_split = valid is None
+    if valid is None:
+        train, valid = chosen.set_aside(train, options, seed)
+    test = parts["test"]
+    # of whichever files they are: a list may have taken them of the training data
+    for part in (valid, test):
+        if part is not None:
+            part.free_atoms_only = options.eval_on_free_atoms
     return TrainingData(
         train=train,
         valid=valid,
-        test=parts["test"],
-        was_split=all_valid is None,
+        test=test,
+        was_split=was_split,
         seed=seed,
         train_samples=options.lmdb_train_samples,
         valid_samples=options.lmdb_val_samples,
@@ -155,25 +154,6 @@ def _is_in_memory(dataset: Dataset) -> bool:
     return all(source.in_memory for source in dataset.sources)
 
 
-def _sampled(role: str, dataset: Dataset, n_samples: int | None, seed: int) -> Dataset:
-    """The structures that are drawn where --lmdb_train_samples or --lmdb_val_samples asks
-    for a number; else all.
-
-    Raises:
-        InputError: none of the sources is an LMDB.
-    """
-    if n_samples is None:
-        return dataset
-    if _is_in_memory(dataset):
-        raise InputError(
-            f"--lmdb_{role}_samples {n_samples} is given but no LMDB to draw from; name "
-            "one or leave it out"
-        )
-    drawn = sample(dataset, n_samples, seed)
-    log.info("%s: %d of these structures are drawn (seed %d)", role, len(drawn), seed)
-    return drawn
-
-
 def _require_stress(train: Dataset, training: TrainingOptions) -> None:
     """Refuse training data without a single stress where one is named or has a weight.
 
@@ -206,36 +186,12 @@ def _require_config_types(train: Dataset, options: DataOptions) -> None:
     counts = Counter(train.structure(i).config_type for i in looked_at)
     for name, weight in weights.items():
         if not counts[name] and len(looked_at) == len(train):
-            raise InputError(
-                f"--config_type_weights {name}={weight:g}: no structure to train on has that "
-                f"config_type; there are {', '.join(sorted(counts)[:SHOWN_TYPES])}"
-            )
+            raise terms.no_such_type(name, weight, counts)
         unseen = len(train) - len(looked_at)
         more = (
             f", and those among {unseen} of LMDBs, which were not looked through" if unseen else ""
         )
         log.info("config_type %s: weight %g for %d structures%s", name, weight, counts[name], more)
-
-
-def _split(train: Dataset, options: DataOptions, seed: int) -> tuple[Dataset, Dataset]:
-    """Set structures aside for validation: those that remain, and those.
-
-    Raises:
-        InputError: a sample of validation LMDBs is asked for, and there are none.
-    """
-    if options.lmdb_val_samples is not None:
-        raise InputError(
-            "--lmdb_val_samples is given but no validation LMDB; name one with --lmdb_val"
-        )
-    remaining, valid = split(train, options.valid_fraction, seed)
-    valid.free_atoms_only = options.eval_on_free_atoms
-    log.info(
-        "%d of these structures are set aside for validation (seed %d), %d remain",
-        len(valid),
-        seed,
-        len(remaining),
-    )
-    return remaining, valid
 
 
 def evaluation_data(options: EvaluateOptions, facts: ModelFacts, dtype: torch.dtype) -> Dataset:

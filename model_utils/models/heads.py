@@ -27,12 +27,16 @@ def with_copied_heads(
         parents: for each of its heads, the position of the source's head that it begins as.
 
     Raises:
-        InputError: a readout is not of a kind whose columns are known here.
+        InputError: a readout is not of a kind whose columns are known here, or as many heads are
+            to have another order.
     """
     own = target.state_dict()
     state = {}
     chosen = list(parents)
     before = len(torch.atleast_2d(source.get_buffer(ENERGIES)))
+    if len(chosen) == before and chosen != list(range(before)):
+        # what is of heads is known here by its size, which stays
+        raise InputError(f"{before} heads cannot be put into another order")
     for name, tensor in source.state_dict().items():
         if name == ENERGIES or name.endswith("output_mask"):
             state[name] = own[name]

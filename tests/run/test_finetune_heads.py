@@ -19,6 +19,7 @@ from dataloader.structure import Structure
 from dataloader.xyz import stream_xyz
 from model_utils import finetune, model_loader
 from model_utils.calculator import Calculator
+from model_utils.errors import InputError
 from model_utils.files import checkpoint
 from model_utils.models import description as model_json
 from model_utils.models.heads import with_copied_heads
@@ -254,6 +255,12 @@ def test_replayed_labels_are_those_of_the_head_that_is_copied(
         assert atoms.info["REF_energy"] == pytest.approx(bare.get_potential_energy(), abs=1e-6)
         assert (atoms.info["config_weight"], atoms.info["config_forces_weight"]) == (5.0, 0.5)
         assert atoms.arrays["fixed"].tolist() == was.arrays["fixed"].tolist()
+
+
+def test_heads_are_not_put_into_another_order(two_heads: Path) -> None:
+    source = model_loader.load(two_heads)
+    with pytest.raises(InputError, match="2 heads cannot be put into another order"):
+        with_copied_heads(source.module, model_loader.copied(source.module), (1, 0))
 
 
 def test_energies_for_an_added_head_are_given_by_head(tune: Callable[..., str]) -> None:

@@ -61,7 +61,7 @@ class Beginning(Protocol):
         ...
 
     @property
-    def source(self) -> Mapping[str, str] | None:
+    def source(self) -> Mapping[str, Any] | None:
         """Path and hash of the model that a fine-tuning began with, as
         checkpoints record it; else None.
         """
@@ -288,7 +288,7 @@ class Continued:
         return self.stored.loss_units
 
     @property
-    def source(self) -> Mapping[str, str] | None:
+    def source(self) -> Mapping[str, Any] | None:
         """Path and hash that the checkpoint records."""
         return self.stored.source
 

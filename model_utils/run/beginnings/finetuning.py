@@ -9,8 +9,8 @@ compares the two on real structures.
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +49,8 @@ class Origin:
     description: ModelDescription
     parents: tuple[int, ...]  # for each head, the position of the source's head that it begins as
     data: TrainingData | None = None  # where they were opened already
+    # elements whose reference energies the user gave, by head, where some were given
+    given: Mapping[str, Set[int]] = field(default_factory=dict)
 
     @property
     def copied(self) -> bool:
@@ -192,9 +194,11 @@ def settings(options: FinetuneOptions, heads: Sequence[str], replayed: Path | No
     """
     place = Outputs.named(options.output.output_checkpoint, options.output.output_model)
     plain = {**reading.as_plain(options), "input_json": str(sidecar(place.checkpoint))}
-    # of several heads, none is the usual one
-    if len(heads) == 2 and (options.add_head or options.replay):
-        plain["head"] = options.data.head or heads[0]
+    # of several heads none is the usual one, but where one is left beside that which was asked for
+    asked = options.replay_head if options.replay is not None else options.add_head
+    others = [head for head in heads if head != asked]
+    if len(heads) == 2 and len(others) == 1:
+        plain["head"] = options.data.head or others[0]
     if replayed is not None:
         replay = SourceOptions(
             path=replayed,

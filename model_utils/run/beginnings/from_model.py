@@ -1,9 +1,9 @@
 """How a fine-tuning begins: with another model's weights, or where it stood."""
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,7 +14,13 @@ from model_utils import model_loader
 from model_utils.files.outputs import Outputs
 from model_utils.models.description import ModelDescription, parse
 from model_utils.ranks.group import Group
-from model_utils.run.beginnings import finetuning, new_energies, replaying, resuming
+from model_utils.run.beginnings import (
+    finetuning,
+    new_energies,
+    replaying,
+    resuming,
+    same_source,
+)
 from model_utils.run.beginnings.beginning import (
     Beginning,
     NewRun,
@@ -30,9 +36,15 @@ from model_utils.settings.options import FinetuneOptions, TrainOptions
 
 @dataclass(frozen=True)
 class FromModel(NewRun):
-    """A fine-tuning before its first step: the weights are those of another model."""
+    """A fine-tuning before its first step: the weights are those of another model.
+
+    Attributes:
+        origin: that model, and the one that is made of it.
+        source: what the checkpoint keeps of it (``same_source``).
+    """
 
     origin: Origin
+    source: Mapping[str, Any]
 
     @property
     def description(self) -> ModelDescription:  # type: ignore[override]
@@ -45,14 +57,6 @@ class FromModel(NewRun):
     def dtype(self) -> torch.dtype:
         """The source's precision."""
         return self.origin.source.file.dtype
-
-    @property
-    def source(self) -> Mapping[str, str]:
-        """Path and hash of the source."""
-        return {
-            "path": os.path.abspath(self.origin.source.file.path),
-            "model_json_hash": self.origin.source.description.hash(),
-        }
 
     is_fine_tuned = True
 
@@ -79,6 +83,7 @@ class FromModel(NewRun):
             "finetune.py --E0s isolated takes those of the frames, --E0s shift fits "
             "the source's errors"
         )
+        new_energies.warn_of_not_given(self.origin, data)
         data_log.compare_energies(data, remedy)
 
     def put_weights(
@@ -138,27 +143,40 @@ def beginning_of_finetuning(
         # fitted energies have other last bits on another kind of processor
         if not group.rank.is_first:
             origin = replace(origin, description=parse(text, str(options.input_model)))
-        yield settings, _from_model(settings, outputs, origin, group)
+        record = same_source.record_of(options, origin.source)
+        yield settings, _from_model(settings, outputs, origin, record, group)
 
 
 def _description_at(
     options: FinetuneOptions, outputs: Outputs, group: Group
 ) -> ModelDescription | None:
-    """The structure of the fine-tuning that goes on at a place; None where one begins."""
+    """The structure of the fine-tuning that goes on at a place; None where one begins.
+
+    Raises:
+        InputError: what lies there is not what is asked for.
+        VerificationError: it is damaged.
+    """
 
     def look() -> bytes:
         stored = (
-            resuming.newest_checkpoint(outputs.checkpoint)
-            if options.output.resume is not None
-            else None
+            resuming.newest_run(outputs.checkpoint) if options.output.resume is not None else None
         )
-        return b"" if stored is None else stored.description.canonical_text().encode()
+        if stored is None:
+            return b""
+        same_source.require_same_source(stored, options)
+        return stored.description.canonical_text().encode()
 
     text = group.of_first(look).decode()
     return parse(text, str(outputs.checkpoint)) if text else None
 
 
-def _from_model(options: TrainOptions, outputs: Outputs, origin: Origin, group: Group) -> FromModel:
+def _from_model(
+    options: TrainOptions,
+    outputs: Outputs,
+    origin: Origin,
+    record: Mapping[str, Any],
+    group: Group,
+) -> FromModel:
     """A fine-tuning where no checkpoint of it was found.
 
     Raises:
@@ -172,4 +190,4 @@ def _from_model(options: TrainOptions, outputs: Outputs, origin: Origin, group: 
             resuming.refuse_remains(outputs)
 
     group.once(look)
-    return FromModel(origin)
+    return FromModel(origin, record)

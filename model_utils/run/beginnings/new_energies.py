@@ -60,14 +60,33 @@ def with_given(origin: Origin, options: FinetuneOptions) -> Origin:
     if foreign:
         raise InputError(f"--E0s names {symbols(foreign)}, which the source does not have")
     rows = []
+    by_head: dict[str, set[int]] = {}
     for head, row in zip(heads, origin.description.atomic_energies, strict=True):
         values = (
             given.of(head)
             if head in origin.source.description.heads
             else given.by_head.get(head, {})
         )
+        if values:
+            by_head[head] = set(values)
         rows.append([values.get(z, before) for z, before in zip(elements, row, strict=True)])
-    return _with(origin, rows)
+    return dataclasses.replace(_with(origin, rows), given=by_head)
+
+
+def warn_of_not_given(origin: Origin, data: Dataset) -> None:
+    """Warn of elements of the data to train on for which no energy was given, where it was for
+    others: theirs are the source's.
+    """
+    occurring = data.elements_by_head()
+    for head, given in origin.given.items():
+        lacking = sorted(occurring.get(head, set()) - set(given))
+        if lacking:
+            log.warning(
+                "warning: head %s: --E0s gives none of %s: they keep the source's E0s, which may "
+                "be of another method",
+                head,
+                symbols(lacking),
+            )
 
 
 def of_data(origin: Origin, options: FinetuneOptions, train: TrainOptions) -> Origin:

@@ -75,7 +75,7 @@ class StoredRun:
     code_version: Mapping[str, str]
     data: Mapping[str, Mapping[str, Any]]
     loss_units: Mapping[str, float]
-    source: Mapping[str, str] | None
+    source: Mapping[str, Any] | None
     earlier_hashes: tuple[str, ...]
     history: tuple[Mapping[str, Any], ...]
     metrics_offset: int

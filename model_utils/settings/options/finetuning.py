@@ -45,7 +45,7 @@ class FinetuneOptions(TrainingOptions):
     replay_head: str = "replay"
     """Head of the replayed structures: a new name becomes a copy of the source's head with its E0s; the source's own name trains one head on both, where E0s are unchanged."""
     E0s: str = "keep"
-    """Reference energies: `keep` the source's, `shift` them by a least-squares fit of its errors on the training data, head by head, `isolated` takes those of the data's IsolatedAtom frames; or an xyz file of isolated atoms or JSON by element, for all of the source's own heads, or by head and element. A replayed head keeps the source's. Changes are printed."""
+    """Reference energies: `keep` the source's, `shift` them by a least-squares fit of its errors on the training data, head by head, `isolated` takes those of the data's IsolatedAtom frames; or an xyz file of isolated atoms or JSON by element, for all of the source's own heads, or by head and element. A replayed head keeps the source's unless they are given for it by name. Changes are printed."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,0 +1,163 @@
+"""finetune.py --resume goes on with the fine-tuning that its command asks for, and no other; new
+data get the head that is left beside the replayed one; E0s that are not given are said.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from ase.io import write
+
+from conftest import TINY, waters
+from model_utils import finetune, model_loader, resume, train_mace
+from model_utils.files import checkpoint
+from model_utils.models import description as model_json
+
+Tune = Callable[..., str]
+
+
+def bare(path: Path, seed: int, **fields: object) -> Path:
+    """A module of mace with drawn weights."""
+    described = path.with_suffix(".json")
+    described.write_text(json.dumps({**TINY, **fields}))
+    module = model_loader.build(model_json.read(described), torch.float64, seed)
+    checkpoint.write_bare_module(path, module)
+    return path
+
+
+@pytest.fixture
+def tune(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Tune:
+    """Fine-tune a model on waters at one place; what is said."""
+    bare(tmp_path / "first.model", 3)
+    bare(tmp_path / "second.model", 4)
+    write(tmp_path / "new.xyz", waters(8, seed=5), format="extxyz")
+    write(tmp_path / "old.xyz", waters(6, seed=9), format="extxyz")
+
+    def go(model: str, *words: str, code: int = 0) -> str:
+        argv = ["--input_model", str(tmp_path / model), "--xyz_train", str(tmp_path / "new.xyz")]
+        argv += ["--valid_fraction", "0.25", "--no_export_mace_model", "--epochs", "1"]
+        assert finetune.main([*argv, "--output_checkpoint", str(tmp_path / "run"), *words]) == code
+        said = capsys.readouterr()
+        return said.err if code else said.out
+
+    return go
+
+
+def text_of(tmp_path: Path) -> str:
+    return checkpoint.read(tmp_path / "run/run_checkpoint.pt").description.canonical_text()
+
+
+OTHERS = {
+    "E0s": (["--E0s", "keep"], "--E0s is keep"),
+    "E0s, given": (["--E0s", '{"H": -13.0, "O": -430}'], '--E0s is {"H": -13.0, "O": -430}'),
+    "a head": (["--E0s", "shift", "--add_head", "more"], "--add_head is more"),
+    "what is replayed": (
+        ["--E0s", "shift", "--replay", "old.xyz", "--replay_labels", "source"],
+        "--replay_labels is source",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_another_fine_tuning_is_refused(
+    tune: Tune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tune("first.model", "--E0s", "shift")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    words, sentence = OTHERS[case]
+    text = tune("first.model", *words, "--resume", "auto", "--epochs", "2", code=2)
+    assert sentence in text
+    assert "a new fine-tuning at another --output_checkpoint" in text
+    unchanged = {path: path.read_bytes() for path in before if path.suffix != ".log"}
+    assert all(before[path] == content for path, content in unchanged.items())
+
+
+def test_another_source_is_refused(tune: Tune, tmp_path: Path) -> None:
+    tune("first.model")
+    resumed = ("--resume", "auto", "--epochs", "2")
+    assert "second.model is another model, but the run" in tune("second.model", *resumed, code=2)
+    assert "third.model is not there, but the run" in tune("third.model", *resumed, code=2)
+    tune("first.model", *resumed)
+    assert checkpoint.read(tmp_path / "run/run_checkpoint.pt").content["train_state"]["epoch"] == 2
+
+
+def test_the_source_may_move_and_go_and_change(tune: Tune, tmp_path: Path) -> None:
+    tune("first.model")
+    shutil.move(tmp_path / "first.model", tmp_path / "moved.model")
+    resumed = ("--resume", "auto", "--epochs")
+    tune("moved.model", *resumed, "2")
+    tune("first.model", *resumed, "3")
+    shutil.copy(tmp_path / "second.model", tmp_path / "first.model")
+    said = tune("first.model", *resumed, "4")
+    assert "first.model is not what it was as the run of" in said
+    assert checkpoint.read(tmp_path / "run/run_checkpoint.pt").content["train_state"]["epoch"] == 4
+
+
+@pytest.mark.parametrize("model", ["first.model", "second.model", "wide.model"])
+def test_a_run_of_before_it_was_noted(tune: Tune, tmp_path: Path, model: str) -> None:
+    """Of such a run the structure of the source is known."""
+    bare(tmp_path / "wide.model", 4, hidden_irreps="8x0e")
+    tune("first.model")
+    path = tmp_path / "run/run_checkpoint.pt"
+    content = checkpoint.read(path).content
+    state = dict(content["train_state"])
+    state["source"] = {key: state["source"][key] for key in ("path", "model_json_hash")}
+    kept = {k: v for k, v in content.items() if k not in ("format_version", "kind", "digest")}
+    checkpoint.write_checkpoint(path, {**kept, "train_state": state})
+    code = 2 if model == "wide.model" else 0
+    text = tune(model, "--E0s", "shift", "--resume", "auto", "--epochs", "2", code=code)
+    assert code == 0 or "wide.model is another model" in text
+
+
+def test_a_training_is_no_fine_tuning(tune: Tune, tmp_path: Path) -> None:
+    (tmp_path / "tiny.json").write_text(json.dumps(TINY))
+    argv = ["--input_json", tmp_path / "tiny.json", "--xyz_train", tmp_path / "new.xyz"]
+    argv += ["--epochs", 1, "--no_export_mace_model", "--output_checkpoint", tmp_path / "run"]
+    assert train_mace.main(list(map(str, argv))) == 0
+    text = tune("first.model", "--resume", "auto", code=2)
+    assert "is of a training that began with a model.json" in text
+
+
+def test_resume_needs_no_source(tune: Tune, tmp_path: Path) -> None:
+    tune("first.model", "--E0s", "shift")
+    os.remove(tmp_path / "first.model")
+    assert resume.main(["--input_model", str(tmp_path / "run"), "--epochs", "2"]) == 0
+
+
+@pytest.mark.parametrize("replayed", ["pt_head", "Default"])
+def test_new_data_get_the_head_that_is_not_replayed(
+    tune: Tune, tmp_path: Path, replayed: str
+) -> None:
+    """Of a source that was itself fine-tuned with replay, whatever the order of its heads."""
+    fields = {
+        "heads": ["pt_head", "Default"],
+        "atomic_energies": [[-13.6, -430.0], [-14.0, -431.0]],
+        "atomic_inter_scale": [1.0, 1.0],
+        "atomic_inter_shift": [0.0, 0.0],
+    }
+    bare(tmp_path / "two.model", 5, **fields)
+    words = ("--replay", str(tmp_path / "old.xyz"), "--replay_head", replayed)
+    said = tune("two.model", *words)
+    config = checkpoint.read(tmp_path / "run/run_checkpoint.pt").content["train_state"]["config"]
+    (other,) = {"pt_head", "Default"} - {replayed}
+    assert config["head"] == other
+    assert f"new.xyz, head {other}" in said or f" {other} " in said
+    assert "no structure to train on is of head" not in said
+
+
+@pytest.mark.parametrize("given", ["json", "file"])
+def test_elements_without_an_energy_are_said(tune: Tune, tmp_path: Path, given: str) -> None:
+    atom = waters(1)[0][1:2]
+    atom.info = {"config_type": "IsolatedAtom", "REF_energy": -13.0, "energy": -13.0}
+    write(tmp_path / "atoms.xyz", atom, format="extxyz")
+    E0s = '{"H": -13.0}' if given == "json" else str(tmp_path / "atoms.xyz")
+    said = tune("first.model", "--E0s", E0s)
+    assert "warning: head Default: --E0s gives none of O: they keep the source's E0s" in said
+    assert "gives none" not in tune(
+        "first.model", "--E0s", '{"H": -13.0, "O": -430.5}', "--overwrite"
+    )

@@ -22,6 +22,7 @@ from model_utils import plugins
 from model_utils.errors import InputError, NonFiniteError, VerificationError
 from model_utils.files.digest import digest, non_finite
 from model_utils.files.entries import SAYS_WHEN, missing
+from model_utils.files.generations import previous_generation
 from model_utils.files.odd_tensors import refuse_odd_tensors
 from model_utils.files.pickle_walk import PickleWalk, is_called
 from model_utils.files.sharing import refuse_unfolding
@@ -119,11 +120,6 @@ def model_bytes(content: Mapping[str, Any], module: nn.Module) -> bytes:
 def write_bare_module(path: Path, module: nn.Module) -> None:
     """Write the module alone, as mace's MACECalculator opens it."""
     durable.write(path, serialise(module))
-
-
-def previous_generation(path: Path) -> Path:
-    """``X_checkpoint.pt`` → ``X_checkpoint.prev.pt``, ``last.pth`` → ``last.prev.pth``."""
-    return path.with_suffix(f".prev{path.suffix}")
 
 
 def is_best_model(path: Path) -> bool:

@@ -11,12 +11,17 @@ from typing import Any
 from dataloader.errors import InputError
 from model_utils.errors import OTHER_PLACE, cannot_write
 from model_utils.files import run_names
-from model_utils.files.checkpoint import is_best_model, previous_generation
+from model_utils.files.checkpoint import is_best_model
+from model_utils.files.generations import (
+    ENDINGS,
+    damaged,
+    newest_generation,
+    previous_generation,
+)
 from model_utils.files.held_folder import HeldFolder
 from model_utils.files.kept import PATTERN
 
 NAME_MAX = 255  # bytes, of most file systems
-ENDINGS = (".pt", ".pth")  # of weights files; a path with another is a directory
 
 
 class Outputs:
@@ -361,24 +366,6 @@ def _lock_of_name(weights: Path) -> Path:
     """
     name = re.sub(r"(_stage_one|_source)+$", "", _stem(weights))
     return weights.with_name(f".{name}.run.lock")
-
-
-def damaged(checkpoint: Path) -> Path:
-    """Where a damaged newest generation is set aside."""
-    return checkpoint.with_suffix(f".damaged{checkpoint.suffix}")
-
-
-def is_previous(name: str) -> bool:
-    """Whether a file's name is that of a generation before."""
-    return Path(name).suffix in ENDINGS and Path(name).stem.endswith(".prev")
-
-
-def newest_generation(name: str) -> str:
-    """``X_checkpoint.prev.pt`` → ``X_checkpoint.pt``; other names stay."""
-    if not is_previous(name):
-        return name
-    path = Path(name)
-    return f"{path.stem.removesuffix('.prev')}{path.suffix}"
 
 
 def checkpoints_in(folder: Path) -> list[Path]:

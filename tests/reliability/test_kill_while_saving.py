@@ -30,6 +30,7 @@ from dataloader import durable
 from losses import Loss, sum_names
 from model_utils import model_loader
 from model_utils.files import checkpoint, run_lock
+from model_utils.files.generations import previous_generation
 from model_utils.files.outputs import Outputs
 from model_utils.metrics import metrics
 from model_utils.model_loader import PairWriter
@@ -248,7 +249,7 @@ def _look_at_checkpoint(outputs: Outputs, reported: int, count: Count) -> tuple[
         assert file is not None or reported == 0
     except Exception:
         count.lost += 1
-        for path in (outputs.checkpoint, checkpoint.previous_generation(outputs.checkpoint)):
+        for path in (outputs.checkpoint, previous_generation(outputs.checkpoint)):
             path.unlink(missing_ok=True)
         return reported, 0
     if file is None:

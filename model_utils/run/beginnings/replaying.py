@@ -26,7 +26,7 @@ from dataloader.sources import open_sources
 from losses import Loss, Prediction
 from model_utils import model_loader, runtime
 from model_utils.errors import cannot_write
-from model_utils.files.checkpoint import previous_generation
+from model_utils.files.generations import previous_generation
 from model_utils.files.outputs import Outputs
 from model_utils.model_loader import LoadedModel
 from model_utils.models.network import Network

@@ -17,8 +17,9 @@ from model_utils import model_loader, plugins
 from model_utils.errors import InputError, VerificationError
 from model_utils.files import checkpoint
 from model_utils.files.checkpoint import WeightsFile
+from model_utils.files.generations import damaged, is_previous, previous_generation
 from model_utils.files.kept import PATTERN
-from model_utils.files.outputs import Outputs, checkpoints_in, damaged, is_previous, real
+from model_utils.files.outputs import Outputs, checkpoints_in, real
 from model_utils.models.description import ModelDescription, differing_fields
 from model_utils.ranks.group import Group
 from model_utils.run.assemble import DEFAULT_BATCH_SIZE
@@ -41,7 +42,7 @@ def newest_checkpoint(path: Path) -> WeightsFile | None:
         InputError: the file holds best weights and no state.
         VerificationError: generations are there and every one is damaged; never a silent restart.
     """
-    previous = [] if is_previous(path.name) else [checkpoint.previous_generation(path)]
+    previous = [] if is_previous(path.name) else [previous_generation(path)]
     generations = [p for p in (path, *previous) if p.exists()]
     for position, generation in enumerate(generations):
         try:

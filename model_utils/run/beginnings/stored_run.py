@@ -10,7 +10,8 @@ import torch
 
 from model_utils.errors import VerificationError
 from model_utils.files.checkpoint import WeightsFile
-from model_utils.files.outputs import Outputs, previous_generation, real, written_at
+from model_utils.files.generations import previous_generation
+from model_utils.files.outputs import Outputs, real, written_at
 from model_utils.models.description import ModelDescription
 from model_utils.runtime import DTYPES
 

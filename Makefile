@@ -28,6 +28,7 @@ lint: env  ## style and types
 	$(RUN) -m ruff format --check .
 	$(VENV)/bin/clang-format --dry-run -Werror model_utils/models/fast/cpp/*
 	$(RUN) -m mypy
+	$(RUN) benchmarks/style.py
 
 parity: env  ## every combination of network options against mace-torch (long; see tests/models/test_parity.py)
 	PARITY=full OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 tests/models/test_parity.py

@@ -29,6 +29,8 @@ from model_utils.settings import reading
 from model_utils.settings.declared import FIXED, names_of
 from model_utils.settings.options import TrainOptions
 
+# settings that a run keeps in its state or its model.json, and that may be left out
+HELD = ("dtype", "start_stage_two", "scheduler_length", "network")
 LAGGING = (0.5, 2.0, 5.0)  # s until a network file system shows what another machine wrote
 
 
@@ -244,39 +246,45 @@ def refuse_contradictions(
         InputError: naming the first one.
     """
     fixed = names_of(TrainOptions, FIXED)  # the others are no part of what a step computes
-    for name, now in reading.as_plain(options).items():
-        if name not in fixed or name in may_differ or name not in stored.config or now is None:
+    asked = reading.as_plain(options)
+    for name in asked:
+        if name not in fixed or name in may_differ or name not in stored.config:
             continue
-        if now in (stored.config[name], _effective(name, stored)):
+        is_left_out = asked[name] is None
+        now = _meant(name, asked)
+        before = _meant(name, stored.config)
+        if asked[name] == stored.config[name] or now == before:
             continue
-        before = stored.config[name]
+        if is_left_out and name in HELD:
+            continue
+        if name == "dtype" and now == dtype_name(stored.dtype):
+            continue
+        if name == "max_edges_per_batch" and now == "auto" and before is not None:
+            continue  # was measured, and stays
         remedy = "leave it out" if before is None else "give that"
         raise InputError(
-            f"--{name} is {_shown(now)}, but the run of {stored.path} has "
-            f"{'none' if before is None else _shown(before)}; {remedy}, start a new run "
-            "elsewhere, or change what may change with resume.py (--lr, --ema, --epochs, "
+            f"--{name} is {'left out' if is_left_out else _shown(now)}, but the run of "
+            f"{stored.path} has {'none' if before is None else _shown(before)}; {remedy}, start a "
+            "new run elsewhere, or change what may change with resume.py (--lr, --ema, --epochs, "
             "--reset_scheduler); here --resume_new_lr takes the rate of --lr"
         )
 
 
-def _effective(name: str, stored: StoredRun) -> Any:
-    """What a setting that was left out came to: the default, which may be written out as well."""
-    config: Mapping[str, Any] = stored.config
-    is_budgeted = config.get("max_atoms_per_batch") or config.get("max_edges_per_batch")
-    if name == "dtype":
-        return dtype_name(stored.dtype)
+def _meant(name: str, settings: Mapping[str, Any]) -> Any:
+    """What a setting comes to: of one that was left out the default, which may be written out
+    as well.
+    """
+    value = settings.get(name)
+    if value is not None:
+        return value
+    is_budgeted = settings.get("max_atoms_per_batch") or settings.get("max_edges_per_batch")
     if name == "batch_size" and not is_budgeted:
         return DEFAULT_BATCH_SIZE
-    if name == "max_edges_per_batch" and config.get(name):
-        return "auto"  # was measured, and stays
     if name in ("energy_loss", "forces_loss", "stress_loss"):
         return "mse"
     if name == "stress_weight":
-        return (
-            LOSSES[config["loss"]].weights.get("stress", 0.0)
-            if config.get("loss") in LOSSES
-            else 0.0
-        )
+        loss = settings.get("loss")
+        return LOSSES[loss].weights.get("stress", 0.0) if loss in LOSSES else 0.0
     return None
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from dataloader.errors import InputError
 from dataloader.labels import CHARGE_NAMES, SPIN_NAMES
+from dataloader.lookup import Elements
 from dataloader.needs import FeatureSpec
 from dataloader.neighbors import MAX_NEIGHBORS
 from dataloader.structure import Structure
@@ -32,6 +33,8 @@ class Filters:
     verify: bool = False  # compare the sha256 of LMDBs
     charges: Literal["refuse", "drop", "keep"] = "refuse"  # that the model has no input for
     charge_advice: str = ADVICE  # what the command has for them, where they are refused
+    # atomic numbers beside which none may be; None where ``Selection`` sees to that, or nobody
+    elements: tuple[int, ...] | None = None
 
 
 NO_FILTERS = Filters()
@@ -49,12 +52,14 @@ class FilterColumns:
 
     Attributes:
         n_atoms: (n,), integers.
+        elements: atomic numbers that occur in each.
         max_force: (n,), eV/Å, the longest force; NaN where there are none.
         charged: (n,), whether a charge other than zero is named.
         open_shell: (n,), whether a multiplicity other than one is named.
     """
 
     n_atoms: NDArray[Any]
+    elements: Elements
     max_force: NDArray[Any]
     charged: NDArray[np.bool_]
     open_shell: NDArray[np.bool_]
@@ -64,6 +69,7 @@ class FilterColumns:
         """The columns of structures that are in memory."""
         return cls(
             n_atoms=np.array([s.n_atoms for s in structures], dtype=np.int64),
+            elements=Elements.of(frozenset(s.atomic_numbers.tolist()) for s in structures),
             max_force=np.array([longest_force(s) for s in structures]),
             charged=np.array([s.charged for s in structures], dtype=bool),
             open_shell=np.array([s.open_shell for s in structures], dtype=bool),
@@ -105,6 +111,8 @@ def apply_filters(
         InputError: structures have a charge or spin that the model does not know of, and
             nobody said what to do.
     """
+    if filters.elements is not None:
+        drop(~columns.elements.within(filters.elements), OTHER_ELEMENT)
     if filters.max_atoms is not None:
         drop(columns.n_atoms > filters.max_atoms, TOO_LARGE % filters.max_atoms)
     if filters.max_force is not None:
@@ -137,6 +145,9 @@ def why_left_out(
     """Why the filters leave one structure out, in the words of ``apply_filters``; None where they
     do not. A charge without an input, unless it is to be dropped, is no reason here.
     """
+    own = structure.atomic_numbers.tolist()
+    if filters.elements is not None and not set(own) <= set(filters.elements):
+        return OTHER_ELEMENT
     if filters.max_atoms is not None and structure.n_atoms > filters.max_atoms:
         return TOO_LARGE % filters.max_atoms
     if filters.max_force is not None and longest_force(structure) > filters.max_force:

@@ -111,6 +111,8 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
 def judged(returned: int, stderr: str, *words: str, code: int | tuple[int, ...] = 2) -> str:
     assert "Traceback" not in stderr, stderr
     assert returned in (code if isinstance(code, tuple) else (code,)), stderr
+    lines = stderr.splitlines(keepends=True)
+    stderr = "".join(line for line in lines if not line.startswith("note: "))
     assert stderr.startswith("error: "), stderr
     assert stderr.endswith("\n")
     line = stderr.rstrip("\n")

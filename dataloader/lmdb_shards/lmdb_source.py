@@ -108,9 +108,11 @@ class LmdbSource:
         self._isolated = np.nonzero(usable & isolated)[0]
         usable &= ~isolated
         atoms = self._column("n_atoms")
+        elements = self._all_elements()
         apply_filters(
             FilterColumns(
                 n_atoms=atoms,
+                elements=elements,
                 max_force=self._column("max_force"),
                 charged=labels & index_bits.CHARGED > 0,
                 open_shell=labels & index_bits.OPEN_SHELL > 0,
@@ -125,7 +127,6 @@ class LmdbSource:
         everything = bool(usable.all())
         self._rows: NDArray[np.int64] | None = None if everything else np.nonzero(usable)[0]
         self.n_atoms = self._used(atoms)
-        elements = self._all_elements()
         self.elements = Elements(self._used(elements.ids), elements.bits)
         heads = self._all_heads()
         self.heads = Lookup(self._used(heads.ids), heads.values)

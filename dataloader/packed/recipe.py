@@ -22,6 +22,7 @@ class PackingRecipe:
     stages: Sequence[int]  # sizes of nested subsets of the first split
     drop_duplicates: bool
     seed: int
+    elements: Sequence[int] | None = None  # to which the data were narrowed
 
 
 def asked_for(sources: Sequence[Source], recipe: PackingRecipe) -> dict[str, Any]:
@@ -30,7 +31,10 @@ def asked_for(sources: Sequence[Source], recipe: PackingRecipe) -> dict[str, Any
         name: hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()
         for name, ids in recipe.listed.items()
     }
+    # as earlier versions noted it where it is not asked for
+    narrowed = {} if recipe.elements is None else {"elements": sorted(recipe.elements)}
     return {
+        **narrowed,
         "data": [hashlib.sha256(source.content()).hexdigest() for source in sources],
         "structures": [len(source) for source in sources],
         "rows_per_shard": recipe.rows_per_shard,

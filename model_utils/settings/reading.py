@@ -39,6 +39,10 @@ def parse(kind: type[Options], argv: Sequence[str]) -> Options | None:
     _refuse_empty(argv, _paths_of(kind))
     config = config_path(argv)
     settings = None if config is None else _read_yaml(config, kind, argv)
+    if settings is not None:
+        typed.displace(settings, argv)
+    if "epochs" not in names:  # of a training job scripts put overrides at the end
+        _say(typed.repeated(argv, kind))
     own_files = _plugin_paths(argv, settings or {})
     for path in own_files:
         refuse_unusable_path("plugin", path)

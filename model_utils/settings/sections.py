@@ -9,6 +9,7 @@ describes a network, and becomes the option ``network``, its fields as JSON text
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -76,7 +77,22 @@ def as_ours(
         )
         del network["r_max"]
     _put_network(ours, network, settings, file)
+    _take_along(argv, ours, said_by)
     return ours, file.notes
+
+
+def _take_along(argv: Sequence[str], ours: dict[str, Any], said_by: Mapping[str, str]) -> None:
+    """Give the second of two stages by shares the weights of the first, where flags give those.
+
+    What is no number is judged elsewhere.
+    """
+    words = [word for argument in argv for word in argument.split("=", 1)]
+    for quantity in ("energy", "forces"):
+        second = f"stage_two_{quantity}_weight"
+        for flag, value in pairwise(words):
+            if flag == f"--{quantity}_weight" and said_by.get(second) == "stage_splits":
+                with suppress(ValueError):
+                    ours[second] = float(value)
 
 
 def _taken(settings: Mapping[str, Any], file: _File) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from dataloader.errors import InputError
 from model_utils.settings.declared import bare, declared
+from model_utils.settings.options.data import GENERAL_FLAGS, flags_of
 from model_utils.settings.taken import experiment_folder
 
 YAML_ENDINGS = (".yaml", ".yml")
@@ -123,6 +124,40 @@ def _last_value(argv: Sequence[str], flag: str) -> str | None:
         elif word == flag and position + 1 < len(argv):
             value = argv[position + 1]
     return value
+
+
+def displace(settings: dict[str, Any], argv: Sequence[str]) -> None:
+    """Take files out of a file of settings that a flag of another name replaces: a flag wins over
+    the file, and ``--xyz_train`` names what ``train_file`` names.
+
+    The list of sources stays: its files have settings of their own.
+    """
+    flags = {argument.partition("=")[0].removeprefix("--") for argument in argv}
+    for role in GENERAL_FLAGS:
+        of_role = flags_of(role)
+        if not flags.isdisjoint(of_role):
+            for name in of_role:
+                settings.pop(name, None)
+
+
+def repeated(argv: Sequence[str], kind: type) -> list[str]:
+    """What is to be said of flags that stand there twice: of one that takes several values somebody
+    may have meant both.
+    """
+    types = types_of(kind)
+    values: dict[str, list[list[str]]] = {}
+    for argument in argv:
+        if argument.startswith("--") and argument != "--":
+            name, _, value = argument[2:].partition("=")
+            values.setdefault(name, []).append([value] if value else [])
+        elif values:
+            values[list(values)[-1]][-1].append(argument)
+    return [
+        f"--{name} stands there {len(given)} times, and the last counts ({' '.join(given[-1])}); "
+        f"several values follow one flag"
+        for name, given in values.items()
+        if _values_of(types.get(name)) > 1 and any(one != given[-1] for one in given)
+    ]
 
 
 def alone(argv: Sequence[str], kind: type) -> Iterator[tuple[int, str]]:

@@ -35,6 +35,28 @@ STATE: Mapping[str, Callable[[Atoms], np.ndarray]] = {
 SKIN = 0.5  # Å; a list of 200 atoms at 300 K lasts some 20 steps of 1 fs
 
 
+OF_ASE = ("restart", "ignore_bad_restart_file", "label", "atoms", "directory")
+OF_MACE = {  # arguments of mace's own calculator
+    "default_dtype": "dtype",
+    "model_path": "model",
+    "model_paths": "model",
+    "models": "model",
+}
+
+
+def _refuse_unknown(arguments: Mapping[str, Any]) -> None:
+    """ASE would keep any argument among its parameters and use none.
+
+    Raises:
+        InputError: naming the first that is not ASE's own.
+    """
+    for name in arguments:
+        if name not in OF_ASE:
+            ours = OF_MACE.get(name)
+            hint = f"here it is {ours}" if ours else "see its documentation for those it has"
+            raise InputError(f"Calculator has no argument {name!r:.60}; {hint}")
+
+
 class Calculator(AseCalculator):
     """Energy, forces and stress of a trained model for ASE.
 
@@ -59,7 +81,8 @@ class Calculator(AseCalculator):
         directory, label and the like: ASE's own, passed on.
 
     Raises:
-        InputError: a file, device, head or precision cannot be used as asked.
+        InputError: a file, device, head or precision cannot be used as asked, or an argument is
+            neither of these nor ASE's.
         VerificationError: a file is damaged or not what it says.
     """
 
@@ -76,6 +99,7 @@ class Calculator(AseCalculator):
         skin: float = SKIN,
         **of_ase: Any,
     ) -> None:
+        _refuse_unknown(of_ase)
         super().__init__(**of_ase)
         paths = [model] if isinstance(model, str | Path) else list(model)
         if not paths:
@@ -99,6 +123,7 @@ class Calculator(AseCalculator):
             skin: Å, as above.
             of_ase: ASE's own arguments.
         """
+        _refuse_unknown(of_ase)
         made = cls.__new__(cls)
         AseCalculator.__init__(made, **of_ase)
         made._use(potentials, skin)

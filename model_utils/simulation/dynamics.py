@@ -192,6 +192,7 @@ class _Run:
 
     def _go_on(self, state: Mapping[str, Any]) -> None:
         self.step = state["step"]
+        self._saved_at = self.step
         self.atoms.set_cell(state["cell"])
         self.atoms.arrays["positions"][:] = state["positions"]
         self.atoms.set_momenta(np.array(state["momenta"]), apply_constraint=False)
@@ -217,11 +218,13 @@ class _Run:
         )
         return ENSEMBLES[self.options.ensemble].begin(self.atoms, conditions, self.rng)
 
-    # Steps
-
     def to_the_end(self, stop: Interruption) -> None:
         """Move until the last step; a request to stop is met between two steps,
         and the state is saved.
+
+        Raises:
+            InputError: atoms meet or forces are no numbers; rows and frames up to there are kept.
+            Preempted: it was asked to stop.
         """
         began = time.monotonic()
         first = self.step
@@ -234,6 +237,12 @@ class _Run:
                     self.step = step
                     self._after_step()
                     progress.update(1)
+            except InputError as error:
+                self._keep_what_waits()
+                raise InputError(
+                    f"step {step}: {error}; rows and frames of the steps before are in "
+                    f"{self.folder}, the last state is that of step {self._saved_at}"
+                ) from None
             except StopRequested:
                 self._save()
                 raise Preempted(f"{stop.reason}: saved at step {self.step}; {stop.again}") from None
@@ -242,9 +251,7 @@ class _Run:
 
     def _after_step(self) -> None:
         if not np.isfinite(self.atoms.get_forces()).all():
-            raise InputError(
-                f"step {self.step}: forces are no numbers; the last state is that of {STATE}"
-            )
+            raise InputError("forces are no numbers")
         if self.step % self.options.write_every == 0:
             self._record()
         if self.step % self.options.checkpoint_every == 0:
@@ -277,15 +284,18 @@ class _Run:
         }
         write(self._frames, frame, format="extxyz")
 
-    # Files
-
     def _save(self) -> None:
         """Put rows and frames on the disk, and then the state that knows how long the files are."""
-        self._sizes.table += _add(self.folder / TABLE, self._rows)
-        self._sizes.trajectory += _add(self.folder / TRAJECTORY, self._frames)
+        self._keep_what_waits()
         self._write_state()
 
+    def _keep_what_waits(self) -> None:
+        """Put rows and frames on the disk; those that no state knows go when it goes on."""
+        self._sizes.table += _add(self.folder / TABLE, self._rows)
+        self._sizes.trajectory += _add(self.folder / TRAJECTORY, self._frames)
+
     def _write_state(self) -> None:
+        self._saved_at = self.step
         state = {
             "work": self.work,
             "step": self.step,

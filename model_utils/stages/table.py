@@ -30,6 +30,7 @@ AFTER_RELAXATION = (  # options of judge.py that decide no relaxation of a candi
     "draws_seed",
 )
 DATA_FLAGS = ("data", *(f"{name}_path" for name in FORMAT_FLAGS))  # by which evaluate.py takes data
+KEYS = ("energy", "forces", "stress", "charge", "spin")  # of a source of its own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +169,7 @@ def _compared_data(found: Situation) -> dict[str, Any]:
     data = found.finetuning.data
     everything = {**flat(data.labels), **flat(data.filters)}
     given = {name: everything[name] for name in names_of(LabelOptions) + names_of(FilterOptions)}
+    given["eval_on_free_atoms"] = data.eval_on_free_atoms
     if any(found.section.get(name) for name in DATA_FLAGS):
         return given
     files = data.files("test") or data.files("val")
@@ -176,9 +178,15 @@ def _compared_data(found: Situation) -> dict[str, Any]:
             "the section finetune names neither test nor validation data; name data in "
             "the section compare"
         )
+    if data.splits.lists():
+        raise InputError(
+            "the section finetune divides its data by lists of identifiers, which the comparison "
+            "cannot: it would be of structures that were trained on; name data in the section "
+            "compare"
+        )
     formats = {file.format for file in files}
     if len(formats) > 1 or any(
-        file.energy_key or file.forces_key or file.stress_key for file in files
+        any(getattr(file, f"{name}_key") for name in KEYS) for file in files
     ):
         raise InputError(
             "the data have settings of their own in the list of sources; name data in "

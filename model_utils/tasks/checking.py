@@ -124,8 +124,9 @@ def _chosen(
         InputError: a list or a number does not fit the data.
     """
     incomplete = any(finding.check == "reading" for finding in findings)
-    asked = chosen.are_chosen(options.data) or options.data.lmdb_val_samples is not None
-    if incomplete or not asked:
+    splits = options.data.splits  # with a name of identifiers what two sets share is said
+    asked = splits.id_key is not None or options.data.lmdb_val_samples is not None
+    if incomplete or not (asked or chosen.are_chosen(options.data)):
         return pools
     return chosen.parts_of(pools, options.data, options.seed)
 

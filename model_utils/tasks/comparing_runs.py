@@ -206,6 +206,10 @@ def _resolved(run: _Run, place: Path) -> Iterator[str]:
     in place of the run's.
     """
     yield from ("--config", str(run.stored.outputs().config))
+    changed = [entry for entry in run.stored.history if entry.get("changes")]
+    if changed and run.stored.config.get("max_steps") is not None:
+        # the file has what the continuation was to come to
+        yield from ("--max_steps", str(changed[0]["step"]))
     for name in PLACES:
         if named := run.stored.config.get(name):
             yield from (f"--{name}", str(place / Path(named).name))
@@ -302,8 +306,9 @@ def _continued(entry: Mapping[str, Any], place: Path) -> Iterator[str]:
             if isinstance(value, bool)
             else [f"--{name}", str(value)]
         )
-    epochs, _ = entry.get("end", [None, None])
+    epochs, max_steps = entry.get("end", [None, None])
     until = ["--epochs", str(epochs)] if epochs is not None else []
+    until += ["--max_steps", str(max_steps)] if max_steps is not None else []
     yield f"# stopped after step {entry.get('step')}, and gone on with:"
     yield shlex.join(
         ["python", "model_utils/resume.py", "--input_model", str(place), *words, *until]

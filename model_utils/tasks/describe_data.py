@@ -24,6 +24,7 @@ from model_utils.runtime import log, start_log
 from model_utils.settings import terms
 from model_utils.settings.energies import energies_for, given_energies, linear_references
 from model_utils.settings.options import MetadataFitOptions, MetadataInitOptions, MetadataOptions
+from model_utils.settings.options.describing import USUAL_E0S, USUAL_SCALING
 from model_utils.tasks import mace_yaml
 from model_utils.tasks.data_sums import sums_of
 from model_utils.tasks.mace_yaml import Stated
@@ -66,8 +67,8 @@ def network_fields(options: MetadataInitOptions) -> dict[str, Any]:
 def stated(options: MetadataInitOptions) -> Stated:
     """What the mace YAML says of the data where no flag does."""
     found = Stated() if options.mace_config is None else mace_yaml.stated(options.mace_config)
-    scaling_is_given = options.scaling != MetadataOptions.scaling
-    energies_are_given = options.E0s != MetadataOptions.E0s or options.linear_references is not None
+    scaling_is_given = options.scaling is not None
+    energies_are_given = options.E0s is not None or options.linear_references is not None
     return replace(
         found,
         E0s=None if energies_are_given else found.E0s,
@@ -228,7 +229,9 @@ def measured_fields(
             continue
         head = sums.heads.get(name, HeadSums())
         energies = energies_of(head, name)
-        scaling = _scaling(head, energies, stated.scaling or options.scaling, name, stated)
+        scaling = _scaling(
+            head, energies, stated.scaling or options.scaling or USUAL_SCALING, name, stated
+        )
         rows.append([energies[z] for z in elements])
         scales.append(scaling.scale)
         shifts.append(scaling.shift)
@@ -313,10 +316,11 @@ def _energies_of_heads(
         values = linear_references(options.linear_references, elements)
         log.info("E0s are the linear references of %s", options.linear_references)
         return lambda _head, _name: values
-    if options.E0s in METHODS:
-        return lambda head, name: _fitted_energies(head, elements, options.E0s, name)
-    flag = "--E0s" if options.E0s.lstrip().startswith("{") else f"--E0s {options.E0s}"
-    given = given_energies(options.E0s, ", ".join(METHODS), terms.label_keys(options.data.labels))
+    asked = options.E0s or USUAL_E0S
+    if asked in METHODS:
+        return lambda head, name: _fitted_energies(head, elements, asked, name)
+    flag = "--E0s" if asked.lstrip().startswith("{") else f"--E0s {asked}"
+    given = given_energies(asked, ", ".join(METHODS), terms.label_keys(options.data.labels))
     given.refuse_other_heads(heads, flag)
     log.info("E0s are those of %s", flag)
 
@@ -353,7 +357,7 @@ def write_network(options: MetadataInitOptions, network: Mapping[str, Any]) -> N
 
     `metadata.py fit` adds the rest.
     """
-    numbers = numbers_of(options.data.filters.elements)
+    numbers = numbers_of(options.data.filters.elements) or network.get("atomic_numbers")
     if numbers is None:
         numbers = numbers_of(["oc22"])
         log.info("neither data nor --elements name elements: the table is that of OC22")

@@ -22,6 +22,7 @@ from model_utils.run.beginnings.stored_run import StoredRun
 from model_utils.run.objective import Units
 from model_utils.settings import reading
 from model_utils.settings.declared import names_of
+from model_utils.settings.meant import nearest
 from model_utils.settings.options import (
     BatchOptions,
     EvaluateOptions,
@@ -117,6 +118,12 @@ class Run:
         Raises:
             InputError: the data cannot be used.
         """
+        known = names_of(EvaluateOptions)
+        for name in settings:
+            if name not in known:
+                near = nearest(name, known)
+                hint = f"did you mean {near}?" if near else "those of evaluate.py are known"
+                raise InputError(f"test() knows no setting {name!r:.60}; {hint}")
         paths = [data] if isinstance(data, str | Path) else list(data)
         stored = self.state
         plain = {

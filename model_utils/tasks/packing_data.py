@@ -1,5 +1,6 @@
 """What dataloader/pack.py does: options to sources and a recipe, and what is said of it."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from dataloader.portion import Portion
 from dataloader.sources import open_sources
 from model_utils.errors import cannot_write
 from model_utils.run.data.data_log import describe_source
-from model_utils.run.data.open_data import filters_of
+from model_utils.run.data.open_data import filters_of, numbers_of
 from model_utils.runtime import log, start_log
 from model_utils.settings import terms
 from model_utils.settings.options import PackOptions
@@ -86,7 +87,14 @@ def _recipe(options: PackOptions) -> PackingRecipe:
         stages=sorted(set(options.stages)),
         drop_duplicates=options.drop_duplicates,
         seed=options.seed,
+        elements=_elements(options),
     )
+
+
+def _elements(options: PackOptions) -> tuple[int, ...] | None:
+    """Atomic numbers of --elements; None where the option was not given."""
+    numbers = numbers_of(options.filters.elements)
+    return None if numbers is None else tuple(numbers)
 
 
 def _sources(options: PackOptions, portion: Portion) -> list[Source]:
@@ -110,7 +118,9 @@ def _sources(options: PackOptions, portion: Portion) -> list[Source]:
         specs,
         needs=TO_EVALUATE if options.allow_missing_labels else TO_TRAIN,
         max_dropped=options.filters.max_dropped,
-        filters=filters_of(options.filters, keep_charges=True),
+        filters=replace(
+            filters_of(options.filters, keep_charges=True), elements=_elements(options)
+        ),
     )
 
 

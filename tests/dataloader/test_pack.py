@@ -16,8 +16,9 @@ from ase import Atoms
 from ase.io import read, write
 from lmdb_material import dict_row, labelled, put
 
-from conftest import ROOT, living, wait_until
+from conftest import ROOT, living, wait_until, waters
 from dataloader import pack
+from dataloader.data_file import SourceSpec
 from dataloader.dataset import Dataset
 from dataloader.errors import InputError
 from dataloader.labels import TO_TRAIN, LabelKeys
@@ -26,6 +27,7 @@ from dataloader.lmdb_shards.lmdb_source import LmdbSource
 from dataloader.needs import ModelFacts
 from dataloader.neighbors import build_graph
 from dataloader.packed.duplicates import components, fingerprint
+from dataloader.sources import open_sources
 
 N = 60
 
@@ -332,3 +334,27 @@ def test_a_split_to_which_nothing_falls_says_what_stays_together(
     assert "no structure falls to train" in said or "no structure falls to valid" in said
     assert "6 of the 6 structures are one such set" in said
     assert "--group_key" in said
+
+
+@pytest.mark.parametrize("kind", ["xyz", "lmdb"])
+def test_elements_are_those_that_were_asked_for(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the words and numbers of a training; another choice is another packing."""
+    frames = waters(12)
+    for atoms in frames[8:]:
+        atoms.numbers[0] = 16
+    write(tmp_path / "all.xyz", frames, format="extxyz")
+    data = tmp_path / "all.xyz"
+    if kind == "lmdb":
+        data = tmp_path / "all"
+        assert pack.main(["--input", str(tmp_path / "all.xyz"), "--output_dir", str(data)]) == 0
+    words = ["--input", str(data), "--output_dir", str(tmp_path / "some")]
+    assert pack.main([*words, "--elements", "H", "O"]) == 0
+    assert "4 × an element outside --elements" in capsys.readouterr().out
+    spec = SourceSpec(path=tmp_path / "some", format="lmdb")
+    (source,) = open_sources([spec], needs=TO_TRAIN, max_dropped=0.0)
+    assert len(source) == 8
+    assert source.elements.within([1, 8]).all()
+    assert pack.main([*words, "--elements", "8", "1"]) == 0
+    assert pack.main(words) == 2

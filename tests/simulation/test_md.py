@@ -16,6 +16,7 @@ from ase.io import read, write
 
 from model_utils import md, relax
 from model_utils.calculator import Calculator
+from model_utils.errors import InputError
 from model_utils.simulation import dynamics
 from model_utils.simulation.dynamics import summary_of
 from model_utils.simulation.ensembles import ENSEMBLES, Conditions, temperature_of
@@ -80,6 +81,33 @@ def test_goes_on_to_the_same_bits(
         assert state["step"] == (14 if code == 130 else 22)
     assert command(models[0], crystal, tmp_path / "broken", *words) == 0
     assert content(tmp_path / "broken") == content(tmp_path / "whole")
+
+
+def test_rows_and_frames_are_kept_where_atoms_meet(
+    models: list[Path],
+    crystal: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What led there can be looked at and trained on; the run goes on from its last state."""
+
+    def meet() -> None:
+        raise InputError("atoms 0 and 1 are 0.09 Å apart")
+
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert command(models[0], crystal, whole, "--n_steps", 30) == 0
+    at_step(20, meet, monkeypatch)
+    assert command(models[0], crystal, broken, "--n_steps", 30) == 2
+    text = capsys.readouterr().err
+    assert "step 20: atoms 0 and 1 are 0.09 Å apart; rows and frames" in text
+    assert "the last state is that of step 14" in text
+    assert [atoms.info["step"] for atoms in read(broken / "trajectory.xyz", index=":")] == [
+        *range(0, 19, 3)
+    ]
+    assert (whole / "md.csv").read_bytes().startswith((broken / "md.csv").read_bytes())
+    assert command(models[0], crystal, broken, "--n_steps", 30) == 0
+    assert content(broken) == content(whole)
 
 
 def test_more_steps_are_those_of_a_longer_run(

@@ -161,6 +161,16 @@ def test_elements_choose_what_is_checked(data: Path, monkeypatch: pytest.MonkeyP
     assert "training" not in looked_at(monkeypatch, [*words, "H", "C"])
 
 
+def test_what_two_sets_share_is_said(
+    data: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(data)
+    caplog.set_level(logging.WARNING)
+    words = ["--train_file", "pool.xyz", "--valid_file", "pool.aselmdb", "--id_key", "sid"]
+    looked_at(monkeypatch, words)
+    assert f"{N} structures of val have the same sid as {N} of train" in caplog.text
+
+
 REFUSED: dict[str, tuple[str, str]] = {
     "list that is not there": (
         "--train_ids none.ids --id_key sid",

@@ -10,11 +10,16 @@ from fnmatch import fnmatchcase
 from losses import LOSSES
 from model_utils import model_loader
 from model_utils.run.assemble import AssembledRun, steps_per_epoch
-from model_utils.run.objective import has_term
+from model_utils.run.objective import has_term, weight_schedules
 from model_utils.runtime import log
 from model_utils.settings import terms
-from model_utils.settings.options import OptimizerOptions, StageTwoOptions, TrainingOptions
-from optimizer import pattern_of
+from model_utils.settings.options import (
+    LossOptions,
+    OptimizerOptions,
+    StageTwoOptions,
+    TrainingOptions,
+)
+from optimizer import SCHEDULES, pattern_of
 
 
 def warn(run: AssembledRun) -> None:
@@ -28,6 +33,7 @@ def warn(run: AssembledRun) -> None:
         *_of_stage_two(run.options),
         *_stages_that_never_start(run, length),
         *_of_the_rate(run, length),
+        *_of_the_loss(run.options),
     ):
         log.warning("warning: %s", text)
 
@@ -74,6 +80,15 @@ def _stages_that_never_start(run: AssembledRun, length: float) -> Iterator[str]:
             )
 
 
+def _of_the_loss(options: TrainingOptions) -> Iterator[str]:
+    """A weight that a schedule replaces."""
+    for quantity in weight_schedules(options.loss):
+        name = f"{quantity}_weight"
+        own = getattr(options.loss, name, None)
+        if own is not None and own != getattr(LossOptions, name):
+            yield f"--{name} {own:g} changes nothing: --weight_schedule gives that of every epoch"
+
+
 def _of_the_rate(run: AssembledRun, length: float) -> Iterator[str]:
     """A warm-up that lasts as long as the run, rates of parameters that have another, the decay
     of an average that is not taken.
@@ -83,6 +98,11 @@ def _of_the_rate(run: AssembledRun, length: float) -> Iterator[str]:
         yield "--ema_decay is given and --ema is not: it changes nothing"
     by_steps = chosen.scheduler_unit == "step"
     whole = length * steps_per_epoch(run.options, run.batches) if by_steps else length
+    uses = set(SCHEDULES[chosen.scheduler].uses.values())
+    of_schedules = {option for kind in SCHEDULES.values() for option in kind.uses.values()}
+    for name in sorted(of_schedules - uses):
+        if getattr(chosen, name) != getattr(OptimizerOptions, name):
+            yield f"--{name} changes nothing: --scheduler {chosen.scheduler} does not use it"
     if chosen.warmup >= whole:
         yield (
             f"--warmup {chosen.warmup:g} lasts as long as the run of {whole:g} "

@@ -35,8 +35,11 @@ def advise(options: TrainingOptions, train: Dataset) -> None:
         log.info(text)
     for text in _faster_stage_two(options):
         log.warning("warning: %s", text)
-    if stress_is_chosen(options.loss) or not any(
-        source.census.has_label(STRESS.name) for source in train.sources
+    is_trained = weights_of(options.loss)[STRESS.name] > 0
+    if (
+        is_trained
+        or stress_is_chosen(options.loss)
+        or not any(source.census.has_label(STRESS.name) for source in train.sources)
     ):
         return
     theirs = LOSSES[options.loss.loss].theirs.get(STRESS.name)

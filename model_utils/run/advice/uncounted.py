@@ -19,7 +19,7 @@ def warn_of_untrained_heads(data: TrainingData) -> None:
     untrained = untrained_heads(data.train)
     if untrained:
         log.info(
-            "no structure to train on is of head %s: what is its own stays", ", ".join(untrained)
+            "no structure to train on is of head %s: its own weights stay", ", ".join(untrained)
         )
 
 

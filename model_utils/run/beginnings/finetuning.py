@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from dataloader.batch import Batch
 from dataloader.dataset import Dataset
 from dataloader.errors import InputError
+from dataloader.labels import NOT_READ
 from dataloader.quantities import ENERGY
 from dataloader.structure import symbols
 from model_utils import model_loader
@@ -209,9 +210,18 @@ def settings(options: FinetuneOptions, heads: Sequence[str], replayed: Path | No
             energy_key=USUAL,
             forces_key=USUAL,
             stress_key=USUAL,
+            charge_key=_usual(options.data.labels.charge_key),
+            spin_key=_usual(options.data.labels.spin_key),
         )
         plain["sources"] = [*plain["sources"], reading.as_plain(replay)]
     return reading.from_plain(TrainOptions, plain, options.input_model)
+
+
+def _usual(own: str | None) -> str | None:
+    """The key of replayed structures where that of the new data has a name of its own; where it is
+    not looked for, neither is theirs.
+    """
+    return USUAL if own not in (None, NOT_READ) else None
 
 
 def refuse_place(options: FinetuneOptions, outputs: Outputs) -> None:
@@ -303,6 +313,11 @@ def _heads(source: LoadedModel, options: FinetuneOptions) -> tuple[list[str], tu
     if copied not in heads:
         raise InputError(f"--copy_head {copied}: the source has {', '.join(heads)}")
     if added is None or (added in heads and replay):
+        if options.copy_head is not None:
+            raise InputError(
+                f"--copy_head {options.copy_head}: no head is made, as the source has "
+                f"{flag} {added}; leave it out, or give a new name"
+            )
         return heads, own
     if options.data.filters.elements:
         raise InputError(

@@ -79,6 +79,14 @@ def warn_of_not_given(origin: Origin, data: Dataset) -> None:
     """
     occurring = data.elements_by_head()
     for head, given in origin.given.items():
+        if head not in occurring:
+            log.warning(
+                "warning: head %s gets the energies of --E0s, and no structure to train on is of "
+                "it: what it predicts is shifted by the change; give them by head, as "
+                "'{\"HEAD\": {…}}'",
+                head,
+            )
+            continue
         lacking = sorted(occurring.get(head, set()) - set(given))
         if lacking:
             log.warning(

@@ -22,6 +22,13 @@ Role = Literal["train", "val", "test"]
 FORMAT_FLAGS = ("xyz", "lmdb")  # formats with flags of their own, as --xyz_train
 # of any format
 GENERAL_FLAGS: dict[Role, str] = {"train": "train_file", "val": "valid_file", "test": "test_file"}
+
+
+def flags_of(role: Role) -> tuple[str, ...]:
+    """Every flag that names files of a role."""
+    return (GENERAL_FLAGS[role], *(f"{name}_{role}" for name in FORMAT_FLAGS))
+
+
 NAMES_OF_FORMATS = NamesOf("dataloader.formats", "FORMATS")
 
 

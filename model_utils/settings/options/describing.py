@@ -10,6 +10,9 @@ from model_utils.settings.option_types import Count, Fraction, NonNegativeInt, P
 from model_utils.settings.options.common import CommonOptions
 from model_utils.settings.options.data import DataOptions
 
+USUAL_E0S = "auto"
+USUAL_SCALING = "rms_forces"
+
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredDataOptions(DataOptions):
@@ -30,12 +33,12 @@ class MetadataOptions:
     """Where the complete model.json goes."""
     overwrite: bool = False
     """Replace it where it is there already."""
-    E0s: str = "auto"
-    """Reference energies: `isolated` (IsolatedAtom frames), `lstsq` (least squares), `average` (the same where compositions do not determine all), `auto` (the first of these that works), an xyz file of isolated atoms, or JSON by element, by head and element where there are several heads."""
+    E0s: str | None = None
+    """Reference energies: `isolated` (IsolatedAtom frames), `lstsq` (least squares), `average` (the same where compositions do not determine all), `auto` (the first of these that works; unless given), an xyz file of isolated atoms, or JSON by element, by head and element where there are several heads."""
     linear_references: Path | None = None
     """JSON of linear reference energies (eV, by element or as a list by atomic number), which become the atomic_energies; in place of --E0s."""
-    scaling: Literal["rms_forces", "std", "none"] = "rms_forces"
-    """Scale of the interaction energy: rms of the force components, spread of the energies per atom, or 1. Where one is numerical noise the other is taken, with a warning."""
+    scaling: Literal["rms_forces", "std", "none"] | None = None
+    """Scale of the interaction energy: rms of the force components (unless given), spread of the energies per atom, or 1. Where one is numerical noise the other is taken, with a warning."""
     zero_shift: bool = False
     """Shift 0 in place of the mean energy per atom, as `mace_run_train --model MACE`."""
     seed: NonNegativeInt = 123
@@ -43,7 +46,7 @@ class MetadataOptions:
 
     def __post_init__(self) -> None:
         self._check_data()
-        if self.linear_references is not None and self.E0s != "auto":
+        if self.linear_references is not None and self.E0s not in (None, USUAL_E0S):
             raise InputError(
                 "--linear_references and --E0s both say what the atomic_energies are; leave one out"
             )
@@ -85,6 +88,19 @@ class MetadataInitOptions(MetadataOptions):
     def _check_data(self) -> None:
         if self.has_data:
             super()._check_data()
+            return
+        given = {
+            "E0s": self.E0s is not None,
+            "linear_references": self.linear_references is not None,
+            "scaling": self.scaling is not None,
+            "zero_shift": self.zero_shift,
+        }
+        for name, is_given in given.items():
+            if is_given:
+                raise InputError(
+                    f"--{name} says how data are measured, and none are named: name them with "
+                    "--train_file, or leave it out and give it to `metadata.py fit`"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)

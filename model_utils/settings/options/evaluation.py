@@ -60,7 +60,7 @@ class EvaluateOptions:
     lmdb_path: tuple[Path, ...] = ()
     """LMDBs."""
     head: str | None = None
-    """Head of the model that judges all structures, whatever head they name; by default each has the one that it names, or the first."""
+    """Head of the model that judges all structures, whatever head they name; by default each has the one that it names; of a model of several, a structure that names none is refused."""
     eval_on_free_atoms: bool = True
     """Where records say which atoms were held fixed, only force components of free atoms count."""
     loss: PrintedLossOptions

@@ -6,7 +6,6 @@ import csv
 import hashlib
 import io
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -20,7 +19,6 @@ from ase.io import write
 from ase.md.md import MolecularDynamics
 
 from dataloader import durable, input_files, plain_json
-from dataloader.durable import NotWritten
 from dataloader.errors import InputError
 from dataloader.labels import CHARGE_NAMES, SPIN_NAMES
 from dataloader.progress import ProgressBar
@@ -30,7 +28,7 @@ from model_utils.files.run_lock import held
 from model_utils.run.interruption import Interruption
 from model_utils.runtime import log
 from model_utils.settings.options import MdOptions
-from model_utils.simulation import ensembles, velocities
+from model_utils.simulation import ensembles, growing, velocities
 from model_utils.simulation.atoms import with_move_mask
 from model_utils.simulation.calculator import Calculator
 from model_utils.simulation.ensembles import ENSEMBLES, Conditions
@@ -71,6 +69,12 @@ def run(options: MdOptions, stop: Interruption) -> None:
         threads=options.device.threads,
         seed=options.seed,
     )
+    for name in ensembles.not_used(options.ensemble):
+        if getattr(options, name) != getattr(MdOptions, name):
+            log.warning(
+                "warning: --%s changes nothing: --ensemble %s does not use it",
+                *(name, options.ensemble),
+            )
     calculator = calculator_of(options.simulated, device, options.device.dtype, options.skin)
     atoms = _atoms(options, calculator)
     ensembles.check(options.ensemble, atoms)
@@ -162,7 +166,8 @@ class _Run:
         except (ValueError, TypeError, KeyError) as error:
             raise InputError(f"{path} is no state of md.py ({error}); {ELSEWHERE}") from None
         if changes := differences(work, self.work):
-            if state["sizes"]["table"] == 0:  # it was ended before its first save
+            if state["sizes"]["table"] == 0 and not growing.holds_something(self.folder / TABLE):
+                # it was ended before its first save
                 for name in (STATE, TABLE, TRAJECTORY):
                     (self.folder / name).unlink(missing_ok=True)
                 return None
@@ -202,7 +207,7 @@ class _Run:
         ensembles.put_state(self.options.ensemble, self.integrator, state["integrator"])
         self._sizes = _Sizes(**state["sizes"])
         for path, size in ((TABLE, self._sizes.table), (TRAJECTORY, self._sizes.trajectory)):
-            _cut(self.folder / path, size)
+            growing.cut(self.folder / path, size, STATE)
         if self.step > self.options.n_steps:
             raise InputError(
                 f"{self.folder} has {self.step} steps already, which --n_steps "
@@ -291,8 +296,8 @@ class _Run:
 
     def _keep_what_waits(self) -> None:
         """Put rows and frames on the disk; those that no state knows go when it goes on."""
-        self._sizes.table += _add(self.folder / TABLE, self._rows)
-        self._sizes.trajectory += _add(self.folder / TRAJECTORY, self._frames)
+        self._sizes.table += growing.add(self.folder / TABLE, self._rows)
+        self._sizes.trajectory += growing.add(self.folder / TRAJECTORY, self._frames)
 
     def _write_state(self) -> None:
         self._saved_at = self.step
@@ -404,36 +409,6 @@ def _work(options: MdOptions, atoms: Atoms, calculator: Calculator) -> dict[str,
         **{name: getattr(options, name) for name in names},
         **later,
     }
-
-
-def _add(path: Path, text: io.StringIO) -> int:
-    """Add what waits to a file and to the disk; the number of bytes."""
-    data = text.getvalue().encode()
-    text.seek(0)
-    text.truncate()
-    try:
-        with path.open("ab") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise NotWritten(path, len(data), error) from None
-    return len(data)
-
-
-def _cut(path: Path, size: int) -> None:
-    """Take away what was written after a state.
-
-    Raises:
-        InputError: the file is shorter than the state says.
-    """
-    there = path.stat().st_size if path.exists() else 0
-    if there < size:
-        raise InputError(
-            f"{path} has {there} bytes, but {STATE} knows of {size}; give --overwrite to begin anew"
-        )
-    if there:
-        os.truncate(path, size)
 
 
 def _rows(path: Path) -> Mapping[str, np.ndarray]:

@@ -51,6 +51,7 @@ class Ensemble:
             freedom have the temperature.
         needs_cell: whether cells change, so that there must be three periodic
             directions and no held atoms.
+        uses: conditions that not every ensemble has.
     """
 
     begin: Callable[[Atoms, Conditions, np.random.Generator], MolecularDynamics]
@@ -58,6 +59,7 @@ class Ensemble:
     conserves: bool = True
     moves_whole: bool = False
     needs_cell: bool = False
+    uses: tuple[str, ...] = ()
 
 
 def _nve(atoms: Atoms, conditions: Conditions, rng: np.random.Generator) -> MolecularDynamics:
@@ -115,10 +117,21 @@ _BAROSTAT = ("_barostat._xi", "_barostat._p_xi", "_eps", "_p_eps", "_volume0", "
 
 ENSEMBLES: Mapping[str, Ensemble] = {
     "nve": Ensemble(begin=_nve),
-    "langevin": Ensemble(begin=_langevin, conserves=False, moves_whole=True),
-    "nose_hoover": Ensemble(begin=_nose_hoover, kept=_CHAIN),
-    "npt": Ensemble(begin=_npt, kept=(*_CHAIN, *_BAROSTAT), needs_cell=True),
+    "langevin": Ensemble(begin=_langevin, conserves=False, moves_whole=True, uses=("friction",)),
+    "nose_hoover": Ensemble(begin=_nose_hoover, kept=_CHAIN, uses=("thermostat_time",)),
+    "npt": Ensemble(
+        begin=_npt,
+        kept=(*_CHAIN, *_BAROSTAT),
+        needs_cell=True,
+        uses=("thermostat_time", "pressure", "barostat_time"),
+    ),
 }
+
+
+def not_used(name: str) -> list[str]:
+    """Conditions that other ensembles use and this one does not."""
+    of_some = {condition for ensemble in ENSEMBLES.values() for condition in ensemble.uses}
+    return sorted(of_some - set(ENSEMBLES[name].uses))
 
 
 def check(name: str, atoms: Atoms) -> None:

@@ -17,7 +17,7 @@ from ase.io import read, write
 from model_utils import md, relax
 from model_utils.calculator import Calculator
 from model_utils.errors import InputError
-from model_utils.simulation import dynamics
+from model_utils.simulation import dynamics, growing
 from model_utils.simulation.dynamics import summary_of
 from model_utils.simulation.ensembles import ENSEMBLES, Conditions, temperature_of
 from model_utils.simulation.velocities import give_velocities
@@ -108,6 +108,44 @@ def test_rows_and_frames_are_kept_where_atoms_meet(
     assert (whole / "md.csv").read_bytes().startswith((broken / "md.csv").read_bytes())
     assert command(models[0], crystal, broken, "--n_steps", 30) == 0
     assert content(broken) == content(whole)
+
+
+def test_rows_of_before_the_first_save_are_not_removed_by_other_settings(
+    models: list[Path],
+    crystal: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def meet() -> None:
+        raise InputError("atoms 0 and 1 are 0.09 Å apart")
+
+    at_step(5, meet, monkeypatch)
+    assert command(models[0], crystal, tmp_path / "run", "--n_steps", 30) == 2
+    table = (tmp_path / "run/md.csv").read_bytes()
+    assert len(table.splitlines()) == 3
+    assert command(models[0], crystal, tmp_path / "run", "--n_steps", 30, "--timestep", 0.2) == 2
+    assert "is of another run: timestep" in capsys.readouterr().err
+    assert (tmp_path / "run/md.csv").read_bytes() == table
+
+
+@pytest.mark.parametrize(
+    ("ensemble", "word"),
+    [("nve", "--friction"), ("nose_hoover", "--pressure"), ("langevin", "--barostat_time")],
+)
+def test_conditions_that_an_ensemble_has_not_are_said(
+    ensemble: str,
+    word: str,
+    models: list[Path],
+    crystal: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ("--n_steps", 1, "--ensemble", ensemble, word, 3)
+    assert command(models[0], crystal, tmp_path / "run", *words) == 0
+    said = capsys.readouterr().out
+    assert f"{word} changes nothing: --ensemble {ensemble} does not use it" in said
+    assert said.count("changes nothing") == 1
 
 
 def test_more_steps_are_those_of_a_longer_run(
@@ -464,13 +502,13 @@ def test_killed_within_its_first_save_it_begins_again(
     models: list[Path], crystal: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert command(models[0], crystal, tmp_path / "whole", "--n_steps", 9) == 0
-    add = dynamics._add
+    add = growing.add
 
     def killed(path: Path, text: io.StringIO) -> int:
         add(path, text)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(dynamics, "_add", killed)
+    monkeypatch.setattr(growing, "add", killed)
     assert command(models[0], crystal, tmp_path / "broken", "--n_steps", 9) == 130
     monkeypatch.undo()
     assert (tmp_path / "broken" / "md.csv").exists()

@@ -321,6 +321,10 @@ def test_a_damaged_record_or_product_does_that_stage_again(
             "given by the pipeline",
         ),
         ("finetune: {xyz_train: [train.xyz]}", "name data in the section compare"),
+        (
+            "finetune: {xyz_train: [train.xyz], xyz_val: [test.xyz], val_ids: v, id_key: sid}",
+            "divides its data by lists of identifiers, which the comparison cannot",
+        ),
         ("finetune: {epochs: many}", "whole number"),
         ("judge: {references: [a.xyz], refernces: [b.xyz]}", "section"),
     ],

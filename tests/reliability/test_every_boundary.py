@@ -12,6 +12,7 @@ from pathlib import Path
 import covering
 import pytest
 
+from conftest import every_second
 from model_utils.files import checkpoint
 from model_utils.files.outputs import Outputs
 from model_utils.run.folder.run_files import RunFiles
@@ -95,7 +96,7 @@ def kept_copies(place: Path) -> Iterator[list[Path]]:
 
 
 @pytest.mark.parametrize(
-    "case", CASES if FULL else CASES[::2], ids=lambda case: "-".join(case.values())
+    "case", CASES if FULL else CASES[::3], ids=lambda case: "-".join(case.values())
 )
 def test_resumed_at_every_boundary(
     case: Mapping[str, str], train: Train, quick_build: None, tmp_path: Path
@@ -195,7 +196,7 @@ def broken_off(
     return flags, folder / "whole/run", part
 
 
-@pytest.mark.parametrize("item", ["nothing", *FORGET])
+@pytest.mark.parametrize("item", every_second(["nothing", *FORGET]))
 def test_every_item_of_the_state_is_needed(
     item: str,
     broken_off: tuple[list[str], Path, Path],

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from dataloader import durable, parallel
 from dataloader.data_check import energies, labels, looking, references, repeats, scales, work
-from dataloader.data_check.looking import Finding, Looked, Set
+from dataloader.data_check.looking import Finding, Level, Looked, Set
 from dataloader.data_file import Source
 from dataloader.errors import InputError
 from dataloader.labels import TO_EVALUATE
@@ -91,14 +91,16 @@ def _findings(
     pools: dict[str, Selection | None] = {}
     isolated: list[Structure] = []
     elements = numbers_of(options.data.filters.elements)
+    all_are_read = True
     for role, name in NAMES.items():
         sources = _opened(options, role, name, findings)
+        all_are_read &= len(sources) == len(specs_of(options.data, role))
         _require_equal_sources(sources, name, findings, group)
         isolated += [atom for source in sources for atom in source.isolated_atoms]
         pools[role] = Selection(sources, elements) if sources else None
     sets: list[Set] = []
     paths: dict[str, dict[int, str]] = {}  # names of files by set and number
-    parts = _chosen(pools, options, findings)
+    parts = _chosen(pools, options) if all_are_read else pools
     for role, name in NAMES.items():
         data = parts.get(role)
         looked = _looked_at(data, name, options, r_max, group) if data else None
@@ -115,18 +117,16 @@ def _findings(
 
 
 def _chosen(
-    pools: Mapping[str, Selection | None], options: CheckOptions, findings: Sequence[Finding]
+    pools: Mapping[str, Selection | None], options: CheckOptions
 ) -> Mapping[str, Selection | None]:
-    """The structures of each role that a training would take; all of them where not all data
-    could be read.
+    """The structures of each role that a training would take.
 
     Raises:
         InputError: a list or a number does not fit the data.
     """
-    incomplete = any(finding.check == "reading" for finding in findings)
     splits = options.data.splits  # with a name of identifiers what two sets share is said
     asked = splits.id_key is not None or options.data.lmdb_val_samples is not None
-    if incomplete or not (asked or chosen.are_chosen(options.data)):
+    if not (asked or chosen.are_chosen(options.data)):
         return pools
     return chosen.parts_of(pools, options.data, options.seed)
 
@@ -163,7 +163,12 @@ def _opened(options: CheckOptions, role: Role, name: str, findings: list[Finding
                 f"{source.path}: {dropped.total()} records cannot be used: "
                 f"{source.census.drop_report()}"
             )
-            findings.append(Finding(level="error", check="reading", text=text, data=name))
+            # as in training, which goes on without a few
+            others = len(source) + source.census.left_out.total() + len(source.isolated_atoms)
+            total = dropped.total() + others
+            is_much = dropped.total() > options.data.filters.max_dropped * total
+            level: Level = "error" if is_much else "warning"
+            findings.append(Finding(level=level, check="reading", text=text, data=name))
         opened.append(source)
     return opened
 

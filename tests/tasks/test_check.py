@@ -262,6 +262,10 @@ def test_a_zero_cell_and_what_is_not_finite(
         "NaN is how programs write what they do not know"
     )
     assert labels["keys"] == ["a.lmdb key 3"]
+    words = ("--lmdb_train", path, "--allow_missing_labels", "--max_dropped")
+    assert errors(check(*words, 0.05)) == [reading]
+    found = check(*words, 0.1, code=0)  # as in training
+    assert {**reading, "level": "warning"} in found
 
 
 def test_linear_references_become_the_atomic_energies(

@@ -18,6 +18,12 @@ from model_utils.files import checkpoint
 from model_utils.models import description as model_json
 
 Tune = Callable[..., str]
+TWO_HEADS = {
+    "heads": ["pt_head", "Default"],
+    "atomic_energies": [[-13.6, -430.0], [-14.0, -431.0]],
+    "atomic_inter_scale": [1.0, 1.0],
+    "atomic_inter_shift": [0.0, 0.0],
+}
 
 
 def bare(path: Path, seed: int, **fields: object) -> Path:
@@ -134,13 +140,7 @@ def test_new_data_get_the_head_that_is_not_replayed(
     tune: Tune, tmp_path: Path, replayed: str
 ) -> None:
     """Of a source that was itself fine-tuned with replay, whatever the order of its heads."""
-    fields = {
-        "heads": ["pt_head", "Default"],
-        "atomic_energies": [[-13.6, -430.0], [-14.0, -431.0]],
-        "atomic_inter_scale": [1.0, 1.0],
-        "atomic_inter_shift": [0.0, 0.0],
-    }
-    bare(tmp_path / "two.model", 5, **fields)
+    bare(tmp_path / "two.model", 5, **TWO_HEADS)
     words = ("--replay", str(tmp_path / "old.xyz"), "--replay_head", replayed)
     said = tune("two.model", *words)
     config = checkpoint.read(tmp_path / "run/run_checkpoint.pt").content["train_state"]["config"]
@@ -161,3 +161,37 @@ def test_elements_without_an_energy_are_said(tune: Tune, tmp_path: Path, given: 
     assert "gives none" not in tune(
         "first.model", "--E0s", '{"H": -13.0, "O": -430.5}', "--overwrite"
     )
+
+
+def test_energies_for_a_head_that_is_not_trained_are_said(tune: Tune, tmp_path: Path) -> None:
+    bare(tmp_path / "two.model", 5, **TWO_HEADS)
+    all_heads = '{"H": -13.0, "O": -430.5}'
+    said = tune("two.model", "--head", "Default", "--E0s", all_heads)
+    assert "warning: head pt_head gets the energies of --E0s, and no structure to train on" in said
+    assert "no structure to train on is of head pt_head: its own weights stay" in said
+    by_head = f'{{"Default": {all_heads}}}'
+    said = tune("two.model", "--head", "Default", "--E0s", by_head, "--overwrite")
+    assert "gets the energies of --E0s" not in said
+
+
+def test_a_head_to_copy_where_none_is_made_is_refused(tune: Tune, tmp_path: Path) -> None:
+    bare(tmp_path / "two.model", 5, **TWO_HEADS)
+    words = ("--replay", str(tmp_path / "old.xyz"), "--replay_head", "pt_head")
+    text = tune("two.model", *words, "--copy_head", "Default", code=2)
+    assert "--copy_head Default: no head is made, as the source has --replay_head pt_head" in text
+
+
+@pytest.mark.parametrize(("own", "replayed"), [("q", "auto"), ("none", None), (None, None)])
+def test_replayed_charges_have_their_usual_names(
+    tune: Tune, tmp_path: Path, own: str | None, replayed: str | None
+) -> None:
+    """Where those of the new data have another."""
+    frames = waters(8, seed=5)
+    for atoms in frames:
+        atoms.info["q"] = 0
+    write(tmp_path / "new.xyz", frames, format="extxyz")
+    words = [] if own is None else ["--charge_key", own]
+    tune("first.model", "--replay", str(tmp_path / "old.xyz"), *words)
+    config = checkpoint.read(tmp_path / "run/run_checkpoint.pt").content["train_state"]["config"]
+    (source,) = config["sources"]
+    assert (source["charge_key"], source["spin_key"]) == (replayed, None)

@@ -22,7 +22,7 @@ from lmdb_material import dict_row, labelled, put, write_dicts
 
 from conftest import HANGING, ROOT, living, wait_until
 from dataloader import array_file, parallel
-from dataloader.dataset import Dataset, sample
+from dataloader.dataset import Dataset
 from dataloader.errors import InputError
 from dataloader.labels import TO_TRAIN, LabelKeys
 from dataloader.lmdb_file import state_of
@@ -32,6 +32,7 @@ from dataloader.lmdb_shards.lmdb_source import Filters, LmdbSource
 from dataloader.lmdb_shards.shard_index import IndexRecipe, places
 from dataloader.needs import ModelFacts
 from dataloader.neighbors import build_graph
+from dataloader.selection import sample
 
 FULL = os.environ.get("BATTERY") in ("full", "product")
 RECIPE = IndexRecipe(LabelKeys())

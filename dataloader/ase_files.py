@@ -135,6 +135,10 @@ KINDS: dict[str, Kind] = {
 
 _OF_ONE_STRUCTURE = {"cif", "vasp"}  # with which a calculation begins, or ends
 
+# names under which files that are known by what they hold are usually kept
+USUAL_ENDINGS = (".traj", ".db", ".xml", ".cif", ".out")
+USUAL_NAMES = ("OUTCAR", "POSCAR", "CONTCAR")
+
 _BY_ASE = "python -c \"from ase.io import read, write; write('NEW.xyz', read('{name}', ':'))\""
 _PICKLE = (
     "is a pickle, which runs code when it is read; write it anew where you trust it: " + _BY_ASE

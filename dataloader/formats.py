@@ -5,7 +5,7 @@ taken for one of them.
 from difflib import get_close_matches
 from pathlib import Path
 
-from dataloader.ase_files import ASE, refuse_what_is_not_read
+from dataloader.ase_files import ASE, USUAL_ENDINGS, USUAL_NAMES, refuse_what_is_not_read
 from dataloader.data_file import Format
 from dataloader.errors import InputError
 from dataloader.hdf5 import HDF5
@@ -59,12 +59,14 @@ def _within(folder: Path) -> list[str]:
         InputError: a file of theirs is compressed, and would be left out without a word.
     """
     try:
-        entries = sorted(folder.iterdir())
+        entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     except OSError:
         return [LMDB.name]  # which then says why it cannot be listed
-    endings = {ending for kind in FORMATS.values() for ending in kind.endings}
+    endings = {ending for kind in FORMATS.values() for ending in kind.endings} | {*USUAL_ENDINGS}
     for entry in entries:
-        if entry.suffix in COMPRESSED_ENDINGS and entry.with_suffix("").suffix in endings:
+        unpacked = entry.with_suffix("")
+        is_data = unpacked.suffix in endings or unpacked.name in USUAL_NAMES
+        if entry.suffix in COMPRESSED_ENDINGS and is_data:
             raise InputError(
                 f"{entry} is compressed; unpack it first, or name the other files of {folder} by "
                 "a pattern"
@@ -74,6 +76,13 @@ def _within(folder: Path) -> list[str]:
     beside = [entry for entry in entries if entry.suffix not in LMDB.endings and entry.is_file()]
     others = [kind for kind in FORMATS.values() if kind is not LMDB]
     return [LMDB.name, *(kind.name for kind in others if any(map(kind.takes, beside)))]
+
+
+def _ending_of(folder: Path, name: str) -> str:
+    """The ending of the first file of a format in a folder."""
+    kind = FORMATS[name]
+    own = (entry.suffix for entry in sorted(folder.iterdir()) if kind.takes(entry))
+    return next(own, ".xyz")
 
 
 def _of_one(path: Path) -> str:
@@ -86,7 +95,7 @@ def _of_one(path: Path) -> str:
     if len(names) > 1 and path.is_dir():
         raise InputError(
             f"{path} holds files of several formats ({', '.join(names)}); name those that are "
-            f"meant by a pattern: '{path}/*.xyz'"
+            f"meant by a pattern, as '{path}/*{_ending_of(path, names[0])}'"
         )
     if names:
         return names[0]

@@ -335,7 +335,9 @@ def files_in(folder: Path, takes: Callable[[Path], bool]) -> list[Path]:
         entries = sorted(folder.iterdir())
     except OSError as error:
         raise InputError(f"cannot read the folder {folder}: {error.strerror}") from None
-    return [entry for entry in entries if entry.is_file() and takes(entry)]
+    # hidden ones are what systems leave beside a file, as ._a.xyz
+    shown = [entry for entry in entries if not entry.name.startswith(".")]
+    return [entry for entry in shown if entry.is_file() and takes(entry)]
 
 
 def files_behind(path: Path, takes: Callable[[Path], bool], what: str) -> list[Path]:

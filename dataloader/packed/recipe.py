@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dataloader.data_file import Source
+from dataloader.filters import OTHER_ELEMENT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +32,9 @@ def asked_for(sources: Sequence[Source], recipe: PackingRecipe) -> dict[str, Any
         name: hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()
         for name, ids in recipe.listed.items()
     }
-    # as earlier versions noted it where it is not asked for
-    narrowed = {} if recipe.elements is None else {"elements": sorted(recipe.elements)}
+    # where it left out some: earlier versions packed these too, and noted no elements
+    left_out = any(source.census.left_out[OTHER_ELEMENT] for source in sources)
+    narrowed = {"elements": sorted(recipe.elements or ())} if left_out else {}
     return {
         **narrowed,
         "data": [hashlib.sha256(source.content()).hexdigest() for source in sources],

@@ -84,13 +84,7 @@ def schedules_of(texts: Sequence[str], quantities: Sequence[str]) -> dict[str, W
         if quantity in schedules:
             raise InputError(f"{where}: {quantity} has a schedule already; give one")
         entry_of(COURSES, course, f"{where}: the course")
-        points = tuple(_points(listed, where))
-        if COURSES[course] is constant and len(points) > 1:
-            raise InputError(
-                f"{where}: constant has the weight of epoch 0 throughout; leave the other points "
-                "out, or take piecewise or linear"
-            )
-        schedules[quantity] = WeightSchedule(course, points)
+        schedules[quantity] = WeightSchedule(course, tuple(_points(listed, where)))
     return schedules
 
 

@@ -132,7 +132,7 @@ def displace(settings: dict[str, Any], argv: Sequence[str]) -> None:
 
     The list of sources stays: its files have settings of their own.
     """
-    flags = {argument.partition("=")[0].removeprefix("--") for argument in argv}
+    flags = {word[2:].partition("=")[0] for word in argv if word.startswith("--")}
     for role in GENERAL_FLAGS:
         of_role = flags_of(role)
         if not flags.isdisjoint(of_role):

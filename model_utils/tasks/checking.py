@@ -98,9 +98,12 @@ def _findings(
         _require_equal_sources(sources, name, findings, group)
         isolated += [atom for source in sources for atom in source.isolated_atoms]
         pools[role] = Selection(sources, elements) if sources else None
+        findings += _of_what_is_left(pools[role], name)
     sets: list[Set] = []
     paths: dict[str, dict[int, str]] = {}  # names of files by set and number
     parts = _chosen(pools, options) if all_are_read else pools
+    if not all_are_read and options.data.splits.lists():
+        log.warning("warning: lists of identifiers are not applied: not all data could be read")
     for role, name in NAMES.items():
         data = parts.get(role)
         looked = _looked_at(data, name, options, r_max, group) if data else None
@@ -114,6 +117,18 @@ def _findings(
         findings += _judged(sets, model, given, paths, default, allow_missing=allow)
         findings.append(_memory(sets[0], model, options.batch_size or BATCH_SIZE))
     return findings, sets
+
+
+def _of_what_is_left(data: Selection | None, name: str) -> list[Finding]:
+    """How many structures --elements leaves out of a set, and whether any is left."""
+    if data is None or not data.left_out:
+        return []
+    counts = ", ".join(f"{count} × {reason}" for reason, count in data.left_out.items())
+    left_out = Finding(level="note", check="elements", text=f"left out: {counts}", data=name)
+    if len(data):
+        return [left_out]
+    text = f"no structure is left ({counts}); look at --elements"
+    return [Finding(level="error", check="elements", text=text, data=name)]
 
 
 def _chosen(

@@ -193,14 +193,19 @@ def test_shards_hide_no_file_of_another_format(tmp_path: Path, beside: str) -> N
     (folder / "part.aselmdb-lock").touch()
     (folder / "metadata.npz").write_bytes(b"PK\3\4")
     (folder / "README.txt").write_text("of a download\n")
+    (folder / "._b.xyz").write_bytes(b"of a system")
     assert format_of(folder) == "lmdb"
     kind, write_file = FILES[beside]
     write_file(folder / beside, FRAMES[:1])
     assert f"several formats (lmdb, {kind})" in refusal(folder)
+    assert "'" + str(folder / "*.aselmdb") + "'" in refusal(folder)
     assert format_of(folder / "*.aselmdb") == "lmdb"
 
 
-@pytest.mark.parametrize("name", ["more.xyz.gz", "more.extxyz.xz", "more.h5.zst", "more.lmdb.zip"])
+@pytest.mark.parametrize(
+    "name",
+    ["more.xyz.gz", "more.h5.zst", "more.lmdb.zip", "b.traj.gz", "OUTCAR.gz", "vasprun.xml.bz2"],
+)
 @pytest.mark.parametrize("shown", ["waters.xyz", "waters.traj", "waters.aselmdb"])
 def test_a_compressed_file_of_a_folder_is_not_passed_over(
     tmp_path: Path, name: str, shown: str

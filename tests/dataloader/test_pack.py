@@ -358,3 +358,7 @@ def test_elements_are_those_that_were_asked_for(
     assert source.elements.within([1, 8]).all()
     assert pack.main([*words, "--elements", "8", "1"]) == 0
     assert pack.main(words) == 2
+    # where it leaves out nothing it is the packing of before there was a choice
+    again = ["--input", str(tmp_path / "some"), "--output_dir", str(tmp_path / "again")]
+    assert pack.main(again) == 0
+    assert pack.main([*again, "--elements", "H", "O"]) == 0

@@ -63,7 +63,7 @@ OTHERS = {
     "a head": (["--E0s", "shift", "--add_head", "more"], "--add_head is more"),
     "what is replayed": (
         ["--E0s", "shift", "--replay", "old.xyz", "--replay_labels", "source"],
-        "--replay_labels is source",
+        "--replay is old.xyz",
     ),
 }
 
@@ -90,6 +90,40 @@ def test_another_source_is_refused(tune: Tune, tmp_path: Path) -> None:
     assert "third.model is not there, but the run" in tune("third.model", *resumed, code=2)
     tune("first.model", *resumed)
     assert checkpoint.read(tmp_path / "run/run_checkpoint.pt").content["train_state"]["epoch"] == 2
+
+
+def test_energies_may_be_written_otherwise(
+    tune: Tune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What counts is which they are: a file that has others now is refused."""
+    (tmp_path / "E0.json").write_text('{"H": -13.0, "O": -430.5}')
+    monkeypatch.chdir(tmp_path)
+    tune("first.model", "--E0s", "E0.json")
+    resumed = ("--resume", "auto", "--epochs")
+    tune("first.model", "--E0s", str(tmp_path / "E0.json"), *resumed, "2")
+    tune("first.model", "--E0s", '{"O":-430.50,"H":-13}', *resumed, "3")
+    (tmp_path / "E0.json").write_text('{"H": -12.0, "O": -430.5}')
+    text = tune("first.model", "--E0s", "E0.json", *resumed, "4", code=2)
+    assert "--E0s is E0.json, but the run of" in text
+    assert "began with other energies" in text
+
+
+def test_what_is_replayed_is_part_of_it(tune: Tune, tmp_path: Path) -> None:
+    old = ("--replay", str(tmp_path / "old.xyz"))
+    tune("first.model", *old)
+    text = tune("first.model", "--resume", "auto", "--epochs", "2", code=2)
+    assert "--replay is left out, but the run of" in text
+    tune("first.model", *old, "--resume", "auto", "--epochs", "2")
+
+
+def test_the_head_of_a_run_stays(tune: Tune, tmp_path: Path) -> None:
+    """Earlier versions gave new data the source's first head."""
+    bare(tmp_path / "two.model", 5, **TWO_HEADS)
+    words = ("--replay", str(tmp_path / "old.xyz"), "--replay_head", "pt_head")
+    tune("two.model", *words, "--head", "pt_head")
+    tune("two.model", *words, "--resume", "auto", "--epochs", "2")
+    config = checkpoint.read(tmp_path / "run/run_checkpoint.pt").content["train_state"]["config"]
+    assert config["head"] == "pt_head"
 
 
 def test_the_source_may_move_and_go_and_change(tune: Tune, tmp_path: Path) -> None:

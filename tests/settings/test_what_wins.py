@@ -17,7 +17,6 @@ from conftest import TINY, waters
 from model_utils import train_mace
 from model_utils.calculator import Calculator
 from model_utils.errors import InputError
-from model_utils.run.weight_schedule import schedules_of
 from model_utils.settings import reading
 from model_utils.settings.options import EvaluateOptions, TrainOptions
 
@@ -52,6 +51,12 @@ def test_a_flag_takes_the_place_of_files_of_its_role(
     assert [file.path.name for file in files] == ["new.xyz"]
     if role != "train":
         assert [file.path.name for file in options.data.files("train")] == ["all.xyz"]
+
+
+def test_a_value_is_no_flag(tmp_path: Path) -> None:
+    (tmp_path / "old.xyz").touch()
+    options = parsed(tmp_path, {"train_file": ["old.xyz"]}, "--energy_key", "xyz_train")
+    assert [file.path.name for file in options.data.files("train")] == ["old.xyz"]
 
 
 def test_a_list_of_sources_stays(tmp_path: Path) -> None:
@@ -142,17 +147,15 @@ def test_arguments_of_another_calculator_are_refused() -> None:
         Calculator.of_potentials([], batch_size=4)
 
 
-def test_a_constant_weight_has_one_point() -> None:
-    assert schedules_of(["forces=constant:0=2"], ("forces",))["forces"].at(5) == 2
-    with pytest.raises(InputError, match="constant has the weight of epoch 0 throughout"):
-        schedules_of(["forces=constant:0=1,1=50"], ("forces",))
-
-
 IDLE = {
     "lr_gamma": (["--lr_gamma", "0.5"], "--lr_gamma changes nothing: --scheduler plateau"),
     "patience": (
         ["--scheduler", "cosine", "--scheduler_patience", "3"],
         "--scheduler_patience changes nothing: --scheduler cosine",
+    ),
+    "points": (
+        ["--weight_schedule", "energy=constant:0=1,1=50"],
+        "--weight_schedule energy=constant has the weight of epoch 0 throughout",
     ),
     "weight": (
         ["--energy_weight", "7", "--weight_schedule", "energy=linear:0=1,1=50"],

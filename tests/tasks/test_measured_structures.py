@@ -154,11 +154,15 @@ def test_what_is_checked_is_what_is_trained_on(
     assert looked_at(monkeypatch, words)["training"] == trained_on(words)
 
 
-def test_elements_choose_what_is_checked(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_elements_choose_what_is_checked(
+    data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(data)
     words = ["--train_file", "pool.xyz", "--elements"]
     assert len(looked_at(monkeypatch, [*words, "H", "O"])["training"]) == N
     assert "training" not in looked_at(monkeypatch, [*words, "H", "C"])
+    assert metadata.main(["check", *words, "H", "C"]) == 2
+    assert f"no structure is left ({N} × an element outside" in capsys.readouterr().err
 
 
 def test_what_two_sets_share_is_said(

@@ -81,8 +81,13 @@ def _stages_that_never_start(run: AssembledRun, length: float) -> Iterator[str]:
 
 
 def _of_the_loss(options: TrainingOptions) -> Iterator[str]:
-    """A weight that a schedule replaces."""
-    for quantity in weight_schedules(options.loss):
+    """A weight that a schedule replaces, and points of one that does not look at them."""
+    for quantity, schedule in weight_schedules(options.loss).items():
+        if schedule.course == "constant" and len(schedule.points) > 1:
+            yield (
+                f"--weight_schedule {quantity}=constant has the weight of epoch 0 throughout: its "
+                "other points change nothing; piecewise and linear use them"
+            )
         name = f"{quantity}_weight"
         own = getattr(options.loss, name, None)
         if own is not None and own != getattr(LossOptions, name):

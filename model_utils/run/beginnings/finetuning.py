@@ -52,6 +52,7 @@ class Origin:
     data: TrainingData | None = None  # where they were opened already
     # elements whose reference energies the user gave, by head, where some were given
     given: Mapping[str, Set[int]] = field(default_factory=dict)
+    given_by_name: Set[str] = frozenset()  # heads that the user named for it
 
     @property
     def copied(self) -> bool:
@@ -179,7 +180,12 @@ def predicted(network: Network, batch: Batch) -> dict[str, Tensor]:
     return {name: value.cpu() for name, value in prediction.items()}
 
 
-def settings(options: FinetuneOptions, heads: Sequence[str], replayed: Path | None) -> TrainOptions:
+def settings(
+    options: FinetuneOptions,
+    heads: Sequence[str],
+    replayed: Path | None,
+    stored_head: str | None = None,
+) -> TrainOptions:
     """Settings of a fine-tuning as a training of the model.json that will lie
     beside its checkpoint.
 
@@ -189,6 +195,8 @@ def settings(options: FinetuneOptions, heads: Sequence[str], replayed: Path | No
         options: of the fine-tuning.
         heads: of the model it makes.
         replayed: the labelled structures to replay; None without replay.
+        stored_head: of structures that name none, in a run that goes on; earlier versions chose
+            otherwise.
 
     Raises:
         InputError: settings that contradict each other.
@@ -199,7 +207,7 @@ def settings(options: FinetuneOptions, heads: Sequence[str], replayed: Path | No
     asked = options.replay_head if options.replay is not None else options.add_head
     others = [head for head in heads if head != asked]
     if len(heads) == 2 and len(others) == 1:
-        plain["head"] = options.data.head or others[0]
+        plain["head"] = options.data.head or stored_head or others[0]
     if replayed is not None:
         replay = SourceOptions(
             path=replayed,

@@ -1,5 +1,6 @@
 """How a fine-tuning begins: with another model's weights, or where it stood."""
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -123,10 +124,10 @@ def beginning_of_finetuning(
         InputError: source, data or place cannot be used.
         VerificationError: the source or the stored run is damaged.
     """
-    description = _description_at(options, outputs, group)
+    description, head = _stored_at(options, outputs, group)
     if description is not None:
         labels = replaying.replayed_file(options, outputs)
-        settings = finetuning.settings(options, description.heads, labels)
+        settings = finetuning.settings(options, description.heads, labels, head)
         yield settings, beginning_of_training(settings, outputs, description, group)
         return
     if group.rank.is_first:
@@ -147,10 +148,11 @@ def beginning_of_finetuning(
         yield settings, _from_model(settings, outputs, origin, record, group)
 
 
-def _description_at(
+def _stored_at(
     options: FinetuneOptions, outputs: Outputs, group: Group
-) -> ModelDescription | None:
-    """The structure of the fine-tuning that goes on at a place; None where one begins.
+) -> tuple[ModelDescription | None, str | None]:
+    """The structure of the fine-tuning that goes on at a place, None where one begins; and the head
+    of its structures that name none.
 
     Raises:
         InputError: what lies there is not what is asked for.
@@ -164,10 +166,14 @@ def _description_at(
         if stored is None:
             return b""
         same_source.require_same_source(stored, options)
-        return stored.description.canonical_text().encode()
+        own = [stored.description.canonical_text(), stored.config.get("head")]
+        return json.dumps(own).encode()
 
     text = group.of_first(look).decode()
-    return parse(text, str(outputs.checkpoint)) if text else None
+    if not text:
+        return None, None
+    description, head = json.loads(text)
+    return parse(description, str(outputs.checkpoint)), head
 
 
 def _from_model(

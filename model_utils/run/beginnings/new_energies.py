@@ -70,7 +70,8 @@ def with_given(origin: Origin, options: FinetuneOptions) -> Origin:
         if values:
             by_head[head] = set(values)
         rows.append([values.get(z, before) for z, before in zip(elements, row, strict=True)])
-    return dataclasses.replace(_with(origin, rows), given=by_head)
+    changed = _with(origin, rows)
+    return dataclasses.replace(changed, given=by_head, given_by_name=frozenset(given.by_head))
 
 
 def warn_of_not_given(origin: Origin, data: Dataset) -> None:
@@ -79,6 +80,8 @@ def warn_of_not_given(origin: Origin, data: Dataset) -> None:
     """
     occurring = data.elements_by_head()
     for head, given in origin.given.items():
+        if head not in occurring and head in origin.given_by_name:
+            continue
         if head not in occurring:
             log.warning(
                 "warning: head %s gets the energies of --E0s, and no structure to train on is of "

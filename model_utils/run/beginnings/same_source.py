@@ -1,5 +1,6 @@
 """Whether a fine-tuning that goes on at its place is the one that its command asks for."""
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,10 +13,13 @@ from model_utils.files.outputs import real
 from model_utils.model_loader import LoadedModel
 from model_utils.run.beginnings.stored_run import StoredRun
 from model_utils.runtime import log
+from model_utils.settings import terms
+from model_utils.settings.energies import given_energies
 from model_utils.settings.options import FinetuneOptions
 
 # what decides which model is made of the source; data that are replayed are compared as all data
-ASKED = ("E0s", "add_head", "copy_head", "replay_labels", "replay_head")
+ASKED = ("add_head", "copy_head", "replay_labels", "replay_head")
+E0S = ("keep", "shift", "isolated")  # that are no numbers
 
 
 def record_of(options: FinetuneOptions, source: LoadedModel) -> dict[str, Any]:
@@ -32,7 +36,19 @@ def record_of(options: FinetuneOptions, source: LoadedModel) -> dict[str, Any]:
 
 
 def _asked(options: FinetuneOptions) -> dict[str, Any]:
-    return {name: getattr(options, name) for name in ASKED}
+    return {
+        "replay": options.replay is not None,
+        "E0s": _energies(options),
+        **{name: getattr(options, name) for name in ASKED},
+    }
+
+
+def _energies(options: FinetuneOptions) -> str:
+    """The word of --E0s, or the numbers that it gives, however and wherever they are written."""
+    if options.E0s in E0S:
+        return options.E0s
+    given = given_energies(options.E0s, ", ".join(E0S), terms.label_keys(options.data.labels))
+    return json.dumps([given.for_all, given.by_head], sort_keys=True)
 
 
 def require_same_source(stored: StoredRun, options: FinetuneOptions) -> None:
@@ -43,7 +59,7 @@ def require_same_source(stored: StoredRun, options: FinetuneOptions) -> None:
 
     Raises:
         InputError: the run there did not begin with another model, began with another one, or made
-            something else of it.
+            something else of it; or a file of E0s cannot be read.
         VerificationError: the file that is given is damaged.
     """
     before = stored.source
@@ -54,8 +70,13 @@ def require_same_source(stored: StoredRun, options: FinetuneOptions) -> None:
         )
     for name, now in _asked(options).items():
         then = before.get("asked", {}).get(name, now)
+        if now != then and name == "E0s":
+            shown = then if then in E0S else "other energies"
+            _refuse(f"--E0s is {options.E0s}", stored, shown)
         if now != then:
-            _refuse(f"--{name} is {now or 'left out'}", stored, then or "none")
+            word = getattr(options, name)
+            shown = "data to replay" if then is True else f"{then or 'none'}"
+            _refuse(f"--{name} is {word or 'left out'}", stored, shown)
     _require_same_file(options, stored, before)
 
 

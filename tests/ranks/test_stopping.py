@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import in_the_battery, wait_until
+from conftest import every_second, in_the_battery, wait_until
 from model_utils.files import checkpoint
 from ranks.launching import Launcher, differences
 
@@ -57,9 +57,20 @@ def whole(
     return unbroken(launcher, words, tmp_path_factory.mktemp("whole"))
 
 
-@pytest.mark.parametrize("where", ["step", "validation"])
 @pytest.mark.parametrize(
-    ("number", "ranks"), [(signal.SIGTERM, [1]), (signal.SIGUSR1, [0]), (signal.SIGINT, [0, 1])]
+    ("number", "ranks", "where"),
+    every_second(
+        [
+            (number, ranks, where)
+            for number, ranks, places in (
+                (signal.SIGTERM, [1], ("step", "validation")),
+                (signal.SIGUSR1, [0], ("validation", "step")),
+                (signal.SIGINT, [0, 1], ("step", "validation")),
+            )
+            for where in places
+        ],
+        of_several=True,
+    ),
 )
 def test_all_stop_at_one_step(
     where: str,

@@ -4,6 +4,7 @@ model has no input for.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,14 +53,14 @@ class FilterColumns:
 
     Attributes:
         n_atoms: (n,), integers.
-        elements: atomic numbers that occur in each.
+        elements: gives the atomic numbers that occur in each, where they choose.
         max_force: (n,), eV/Å, the longest force; NaN where there are none.
         charged: (n,), whether a charge other than zero is named.
         open_shell: (n,), whether a multiplicity other than one is named.
     """
 
     n_atoms: NDArray[Any]
-    elements: Elements
+    elements: Callable[[], Elements]
     max_force: NDArray[Any]
     charged: NDArray[np.bool_]
     open_shell: NDArray[np.bool_]
@@ -69,11 +70,16 @@ class FilterColumns:
         """The columns of structures that are in memory."""
         return cls(
             n_atoms=np.array([s.n_atoms for s in structures], dtype=np.int64),
-            elements=Elements.of(frozenset(s.atomic_numbers.tolist()) for s in structures),
+            elements=partial(elements_of, structures),
             max_force=np.array([longest_force(s) for s in structures]),
             charged=np.array([s.charged for s in structures], dtype=bool),
             open_shell=np.array([s.open_shell for s in structures], dtype=bool),
         )
+
+
+def elements_of(structures: Sequence[Structure]) -> Elements:
+    """The atomic numbers that occur in structures that are in memory."""
+    return Elements.of(frozenset(s.atomic_numbers.tolist()) for s in structures)
 
 
 def longest_force(structure: Structure) -> float:
@@ -112,7 +118,7 @@ def apply_filters(
             nobody said what to do.
     """
     if filters.elements is not None:
-        drop(~columns.elements.within(filters.elements), OTHER_ELEMENT)
+        drop(~columns.elements().within(filters.elements), OTHER_ELEMENT)
     if filters.max_atoms is not None:
         drop(columns.n_atoms > filters.max_atoms, TOO_LARGE % filters.max_atoms)
     if filters.max_force is not None:
@@ -145,8 +151,8 @@ def why_left_out(
     """Why the filters leave one structure out, in the words of ``apply_filters``; None where they
     do not. A charge without an input, unless it is to be dropped, is no reason here.
     """
-    own = structure.atomic_numbers.tolist()
-    if filters.elements is not None and not set(own) <= set(filters.elements):
+    allowed = filters.elements
+    if allowed is not None and not set(structure.atomic_numbers.tolist()) <= set(allowed):
         return OTHER_ELEMENT
     if filters.max_atoms is not None and structure.n_atoms > filters.max_atoms:
         return TOO_LARGE % filters.max_atoms

@@ -81,7 +81,8 @@ def _within(folder: Path) -> list[str]:
 def _ending_of(folder: Path, name: str) -> str:
     """The ending of the first file of a format in a folder."""
     kind = FORMATS[name]
-    own = (entry.suffix for entry in sorted(folder.iterdir()) if kind.takes(entry))
+    files = (entry for entry in sorted(folder.iterdir()) if entry.is_file())
+    own = (file.suffix for file in files if kind.takes(file))
     return next(own, ".xyz")
 
 

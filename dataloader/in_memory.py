@@ -17,9 +17,16 @@ from dataloader import input_files
 from dataloader.batch import added_rows, rows_of
 from dataloader.data_file import Census, Format, ShardRecords, SourceSpec, Streamed, Wanted, given
 from dataloader.errors import InputError
-from dataloader.filters import OTHER_ELEMENT, FilterColumns, Filters, apply_filters, why_left_out
+from dataloader.filters import (
+    OTHER_ELEMENT,
+    FilterColumns,
+    Filters,
+    apply_filters,
+    elements_of,
+    why_left_out,
+)
 from dataloader.labels import LabelError, LabelKeys, LabelNeeds, key_flag
-from dataloader.lookup import Elements, Lookup
+from dataloader.lookup import Lookup
 from dataloader.needs import FeatureSpec
 from dataloader.quantities import QUANTITIES, Quantity
 from dataloader.record import RawRecord, Reading, read_record
@@ -161,7 +168,7 @@ class KeptSource:
             (self.isolated_atoms if structure.is_isolated_atom else structures).append(structure)
         self.structures = self._chosen(structures, wanted.filters, wanted.features)
         self.n_atoms = np.array([s.n_atoms for s in self.structures], dtype=np.int64)
-        self.elements = Elements.of(frozenset(s.atomic_numbers.tolist()) for s in self.structures)
+        self.elements = elements_of(self.structures)
         self.heads = Lookup.of(s.head for s in self.structures)
 
     def _chosen(

@@ -112,7 +112,7 @@ class LmdbSource:
         apply_filters(
             FilterColumns(
                 n_atoms=atoms,
-                elements=elements,
+                elements=lambda: elements,
                 max_force=self._column("max_force"),
                 charged=labels & index_bits.CHARGED > 0,
                 open_shell=labels & index_bits.OPEN_SHELL > 0,

@@ -154,7 +154,7 @@ def repeated(argv: Sequence[str], kind: type) -> list[str]:
             values[list(values)[-1]][-1].append(argument)
     return [
         f"--{name} stands there {len(given)} times, and the last counts ({' '.join(given[-1])}); "
-        f"several values follow one flag"
+        "several values follow one flag"
         for name, given in values.items()
         if _values_of(types.get(name)) > 1 and any(one != given[-1] for one in given)
     ]

@@ -60,6 +60,10 @@ def interrupted() -> None:
     raise KeyboardInterrupt
 
 
+def atoms_meet() -> None:
+    raise InputError("atoms 0 and 1 are 0.09 Å apart")
+
+
 def asked_to_stop() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
@@ -92,12 +96,9 @@ def test_rows_and_frames_are_kept_where_atoms_meet(
 ) -> None:
     """What led there can be looked at and trained on; the run goes on from its last state."""
 
-    def meet() -> None:
-        raise InputError("atoms 0 and 1 are 0.09 Å apart")
-
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert command(models[0], crystal, whole, "--n_steps", 30) == 0
-    at_step(20, meet, monkeypatch)
+    at_step(20, atoms_meet, monkeypatch)
     assert command(models[0], crystal, broken, "--n_steps", 30) == 2
     text = capsys.readouterr().err
     assert "step 20: atoms 0 and 1 are 0.09 Å apart; rows and frames" in text
@@ -117,10 +118,7 @@ def test_rows_of_before_the_first_save_are_not_removed_by_other_settings(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def meet() -> None:
-        raise InputError("atoms 0 and 1 are 0.09 Å apart")
-
-    at_step(5, meet, monkeypatch)
+    at_step(5, atoms_meet, monkeypatch)
     assert command(models[0], crystal, tmp_path / "run", "--n_steps", 30) == 2
     table = (tmp_path / "run/md.csv").read_bytes()
     assert len(table.splitlines()) == 3

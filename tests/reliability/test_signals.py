@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from conftest import HANGING, living, wait_until
-from dataloader import durable
+from dataloader import durable, parallel
 from model_utils import train_mace
 from model_utils.files import checkpoint
 from model_utils.files.outputs import Outputs
@@ -151,7 +151,8 @@ class Child:
         self.pid = os.fork()
         if self.pid == 0:
             os.setsid()
-            for number in SIGNALS:
+            # whatever this process was started with, as by nohup
+            for number in parallel.SIGNALS:
                 signal.signal(
                     number,
                     signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL,

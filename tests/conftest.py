@@ -70,16 +70,17 @@ TINY = {
 }
 
 
-def every_second(cases: Sequence[Any], *, of_several: bool = False) -> list[Any]:
-    """Cases of which every second one runs by default; the others in the battery.
+def every(n: int, cases: Sequence[Any], *, of_several: bool = False) -> list[Any]:
+    """Cases of which the first and every n-th after it run by default; the others in the battery.
 
     Args:
+        n: 2 for every second one.
         cases: as ``parametrize`` takes them.
         of_several: each has values of several arguments.
     """
     return [
         case
-        if number % 2 == 0
+        if number % n == 0
         else pytest.param(*(case if of_several else [case]), marks=in_the_battery)
         for number, case in enumerate(cases)
     ]

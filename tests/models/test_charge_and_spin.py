@@ -15,7 +15,7 @@ from lmdb_material import write_ase
 from simulation.conftest import written
 
 import metadata
-from conftest import TINY, every_second, waters
+from conftest import TINY, every, waters
 from dataloader.errors import InputError
 from model_utils import evaluate, resume, train_mace
 from model_utils.calculator import Calculator
@@ -86,7 +86,7 @@ def training(place: Path, network: str, data: Path, *more: str) -> list[str]:
     return [*words, "--no_export_mace_model", *more]
 
 
-@pytest.mark.parametrize("kind", every_second(["lmdb", "xyz"]))
+@pytest.mark.parametrize("kind", every(2, ["lmdb", "xyz"]))
 def test_a_network_with_them_computes_by_them(
     kind: str, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -121,7 +121,7 @@ def sorted_as_written(frames: list[Atoms]) -> list[Atoms]:
     return sorted(frames, key=lambda frame: order[np.round(frame.positions, 6).tobytes()])
 
 
-@pytest.mark.parametrize("kind", every_second(["xyz", "lmdb"]))
+@pytest.mark.parametrize("kind", every(2, ["xyz", "lmdb"]))
 def test_a_network_without_refuses_them_unless_told(
     kind: str, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,7 +18,7 @@ from mace.modules.models import AtomicDipolesMACE, EnergyDipolesMACE
 from plugged import restored_tables  # noqa: F401
 
 import read_model
-from conftest import every_second, waters
+from conftest import every, waters
 from dataloader import pack
 from dataloader.errors import InputError
 from dataloader.quantities import QUANTITIES
@@ -184,7 +184,7 @@ def test_a_file_of_mace_gives_its_numbers(
         assert f"--to {form}: there is no such form of {kind}" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("kind", every_second(list(KINDS)))
+@pytest.mark.parametrize("kind", every(2, list(KINDS)))
 def test_trains_resumes_to_the_bit_and_is_judged(
     kind: str, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -222,7 +222,7 @@ def test_trains_resumes_to_the_bit_and_is_judged(
         np.testing.assert_allclose(dipole, frame.info["mace_dipole"], rtol=0, atol=1e-7)
 
 
-@pytest.mark.parametrize("kind", every_second(list(reversed(KINDS))))
+@pytest.mark.parametrize("kind", every(2, list(reversed(KINDS))))
 def test_is_fine_tuned_from_its_own_numbers(
     kind: str, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import parity_cases as cases
-from conftest import every_second
+from conftest import every
 from dataloader.batch import Batch, collate
 from dataloader.neighbors import build_graph
 from dataloader.structure import Structure
@@ -262,7 +262,7 @@ def check_gradients(both: Both, batch: Batch, term: str) -> None:
             assert error <= limit, f"{what}: differs by {error:.2e} of {size:.2e}"
 
 
-@pytest.mark.parametrize("case", CASES if FULL else every_second(CASES), ids=name_of)
+@pytest.mark.parametrize("case", CASES if FULL else every(3, CASES), ids=name_of)
 def test_parity(case: Case) -> None:
     both = Both.of(fields_of(case))
     batch = both.batch()

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 import parity_cases as cases
-from conftest import every_second
+from conftest import every
 from dataloader.batch import Batch, collate
 from dataloader.errors import InputError
 from dataloader.neighbors import build_graph
@@ -209,7 +209,7 @@ def check_round_trip(described: ModelDescription) -> None:
     assert (again, again.hash()) == (described, described.hash())
 
 
-@pytest.mark.parametrize("case", CASES if FULL else every_second(CASES), ids=cases.name_of)
+@pytest.mark.parametrize("case", CASES if FULL else every(3, CASES), ids=cases.name_of)
 def test_parity(case: Case) -> None:
     pair = build_pair(cases.fields_of(case))
     check_round_trip(pair.description)

@@ -139,7 +139,7 @@ RUNS = {  # precision of the source, of the run, --E0s, more
 }
 
 
-@pytest.mark.parametrize("name", RUNS if LONG else list(RUNS)[::2])
+@pytest.mark.parametrize("name", RUNS if LONG else list(RUNS)[::3])
 def test_every_file_opens_in_every_command(
     name: str,
     source: Callable[[str], Path],

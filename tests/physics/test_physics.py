@@ -17,7 +17,7 @@ from ase.io import write
 from simulation.conftest import METALS, written
 from torch import Tensor, nn
 
-from conftest import every_second
+from conftest import every
 from dataloader.quantities import FORCES
 from dataloader.structure import Structure
 from model_utils import evaluate, model_loader
@@ -328,7 +328,7 @@ SHARED = {
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize("model", every_second(list(SHARED)))
+@pytest.mark.parametrize("model", every(2, list(SHARED)))
 def test_models_of_others_pass(model: str, shared_data: Path) -> None:
     from ase.io import read
 

@@ -13,7 +13,7 @@ from ase import Atoms
 from ase.io import write
 from lmdb_material import labelled, write_dicts
 
-from conftest import ROOT, every_second, waters
+from conftest import ROOT, every, waters
 from ranks.launching import Launcher
 
 SIZES = (1, 2, 3)
@@ -147,7 +147,7 @@ COMMANDS = {
 }
 
 
-@pytest.mark.parametrize("command", every_second(list(COMMANDS)))
+@pytest.mark.parametrize("command", every(2, list(COMMANDS)))
 def test_files_and_words_are_those_of_one_process(
     command: str, launcher: Launcher, data: Path, tmp_path: Path
 ) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import every_second, in_the_battery, wait_until
+from conftest import every, in_the_battery, wait_until
 from model_utils.files import checkpoint
 from ranks.launching import Launcher, differences
 
@@ -59,7 +59,8 @@ def whole(
 
 @pytest.mark.parametrize(
     ("number", "ranks", "where"),
-    every_second(
+    every(
+        2,
         [
             (number, ranks, where)
             for number, ranks, places in (

@@ -12,7 +12,7 @@ from pathlib import Path
 import covering
 import pytest
 
-from conftest import every_second
+from conftest import every
 from model_utils.files import checkpoint
 from model_utils.files.outputs import Outputs
 from model_utils.run.folder.run_files import RunFiles
@@ -196,7 +196,7 @@ def broken_off(
     return flags, folder / "whole/run", part
 
 
-@pytest.mark.parametrize("item", every_second(["nothing", *FORGET]))
+@pytest.mark.parametrize("item", every(3, ["nothing", *FORGET]))
 def test_every_item_of_the_state_is_needed(
     item: str,
     broken_off: tuple[list[str], Path, Path],

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from conftest import every_second
+from conftest import every
 from model_utils import resume, train_mace
 from model_utils.files import checkpoint
 from model_utils.run import training
@@ -119,7 +119,7 @@ def edited(edit: str, stopped: Path, tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("edit", every_second(list(EDITS)))
+@pytest.mark.parametrize("edit", every(2, list(EDITS)))
 def test_records_that_were_cut_or_edited(
     edit: str,
     runs: tuple[Path, Path],

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import every_second, program
+from conftest import every, program
 from dataloader import loader, parallel
 from dataloader.dataset import Dataset
 from dataloader.errors import AwayError, InputError
@@ -198,7 +198,7 @@ leave(train_mace.main(WORDS))
 """
 
 
-@pytest.mark.parametrize("name", every_second(["long" + 30 * "_and_longer", "short"]))
+@pytest.mark.parametrize("name", every(2, ["long" + 30 * "_and_longer", "short"]))
 def test_workers_of_a_run_that_is_stopped_leave_no_temporary_folders(
     flags: list[str], tmp_path: Path, name: str
 ) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from conftest import every_second
+from conftest import every
 from model_utils.files import content
 from stages.conftest import Play, made
 
@@ -203,7 +203,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     return play.results()
 
 
-@pytest.mark.parametrize("command", every_second(["finetune", "evaluate", "generate", "judge"]))
+@pytest.mark.parametrize("command", every(2, ["finetune", "evaluate", "generate", "judge"]))
 def test_killed_in_any_stage_and_repeated_it_gives_the_same(
     play: Play, unbroken: dict[str, object], command: str
 ) -> None:
@@ -239,7 +239,7 @@ def test_a_stage_that_outlives_its_pipeline_is_waited_for(play: Play) -> None:
     assert play.starts() == ["generate", "judge", "judge"]
 
 
-@pytest.mark.parametrize("number", every_second([signal.SIGTERM, signal.SIGINT]))
+@pytest.mark.parametrize("number", every(2, [signal.SIGTERM, signal.SIGINT]))
 def test_asked_to_stop_it_stops_the_stage_and_goes_on_when_repeated(
     play: Play, unbroken: dict[str, object], number: signal.Signals
 ) -> None:

@@ -12,7 +12,7 @@ from ase.db import connect
 from ase.io import write
 
 import metadata
-from conftest import every_second, waters
+from conftest import every, waters
 from dataloader import pack
 from dataloader.needs import ModelFacts
 from dataloader.selection import Selection
@@ -142,8 +142,8 @@ def looked_at(monkeypatch: pytest.MonkeyPatch, words: list[str]) -> dict[str, We
 
 @pytest.mark.parametrize(
     ("choice", "pool"),
-    every_second(
-        [case for case in CASES if "--valid_fraction" not in CHOICES[case[0]]], of_several=True
+    every(
+        3, [case for case in CASES if "--valid_fraction" not in CHOICES[case[0]]], of_several=True
     ),
 )
 def test_what_is_checked_is_what_is_trained_on(

@@ -28,7 +28,7 @@ from dataloader.sources import SourceSpec, open_sources
 from losses import Loss
 from model_utils import model_loader
 from model_utils.metrics import Metrics
-from model_utils.run.assemble import evaluator
+from model_utils.run.loading import evaluator
 from model_utils.settings.options import BatchOptions
 
 DATA = Path(os.environ.get("MACE_TRAIN_SHARED_DATA", ROOT.parent / "shared" / "data"))

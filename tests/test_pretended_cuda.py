@@ -37,7 +37,7 @@ COPIES = {  # of all commands, but for tables of couplings
     "to the device by copy_ in model_utils/run/ema.py:load_state_dict",
     "to the device, pageable, blocking, in model_utils/run/stored_sums.py:sums_of_named",
     "to the device, pageable, blocking, in model_utils/tasks/opened_models.py:<listcomp>",
-    "to the device, pageable, blocking, in model_utils/run/assemble.py:training_state",
+    "to the device, pageable, blocking, in model_utils/run/optimization.py:training_state",
     "to the device, pageable, blocking, in model_utils/run/closing.py:_judged",
     "to the device, pageable, blocking, in model_utils/run/beginnings/finetuning.py:network_on",
     "to the device, pageable, blocking, in model_utils/run/train_state.py:load_state_dict",

@@ -1,26 +1,120 @@
-"""``--max_edges_per_batch auto``: how many edges the memory holds, measured."""
+"""Limits of a batch by the options, and how many edges the memory holds where they say ``auto``."""
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from dataloader.batch import Batch
 from dataloader.batching import Budget, epoch_order, pack
 from dataloader.dataset import Dataset
 from dataloader.progress import ProgressBar
+from losses import Loss
+from model_utils import model_loader
+from model_utils.models.description import ModelDescription
+from model_utils.models.network import Network, Parameters
 from model_utils.ranks.group import Group
 from model_utils.run import memory
+from model_utils.run.evaluation import evaluate
+from model_utils.run.objective import loss_of
+from model_utils.run.step import loss_and_gradients
 from model_utils.runtime import log
+from model_utils.settings.options import BatchOptions, TrainOptions
 
+DEFAULT_BATCH_SIZE = 10
 Step = Callable[[Batch], Any]
 
 # of the free memory; a CPU's is also that of workers, files and other people
 SHARE = {"cuda": 0.8, "cpu": 0.5}
 FIRST_PROBE = 1000  # edges
 PROBING = 20.0  # s after which no larger batch is tried
+
+
+def budget_of(options: BatchOptions) -> Budget:
+    """Limits of a batch: a number of structures, or a budget of atoms or edges."""
+    assert options.max_edges_per_batch != "auto", "it is measured before"
+    budgeted = options.max_atoms_per_batch is not None or options.max_edges_per_batch is not None
+    size = options.batch_size if options.batch_size is not None or budgeted else DEFAULT_BATCH_SIZE
+    return Budget(
+        structures=size, atoms=options.max_atoms_per_batch, edges=options.max_edges_per_batch
+    )
+
+
+def with_measured_budget(
+    options: TrainOptions,
+    module: nn.Module,
+    description: ModelDescription,
+    dataset: Dataset,
+    device: torch.device,
+    group: Group,
+) -> TrainOptions:
+    """The options with a number in place of ``--max_edges_per_batch auto``,
+    measured by trial steps.
+
+    Args:
+        options: of the run.
+        module: with its first weights; is moved to the device.
+        description: of the network.
+        dataset: to train on.
+        device: on which the run computes.
+        group: the processes of the run.
+
+    Raises:
+        InputError: not even one structure fits into the memory.
+    """
+    batches = options.batches
+    if batches.max_edges_per_batch != "auto":
+        return options
+    network = model_loader.build_network(module.to(device), options.run.step, description)
+    parameters = model_loader.trainable(module)
+    loss = loss_of(options.loss)
+
+    def step(batch: Batch) -> None:
+        loss_and_gradients(network, parameters, [network.prepared(batch).to(device)], loss)
+
+    edges = measured_edges(step, dataset, device, batches.batch_size, group)
+    if (
+        batches.batch_size is None
+        and batches.max_atoms_per_batch is None
+        and edges >= dataset.n_edges.sum()
+    ):
+        log.warning(
+            "warning: the memory holds all of the training data as one batch, so an epoch is one "
+            "step; --batch_size limits batches as well"
+        )
+    return with_edges_per_batch(options, edges)
+
+
+def with_edges_per_batch(options: TrainOptions, edges: int) -> TrainOptions:
+    """The options with this number of edges that a batch may have."""
+    return replace(options, batches=replace(options.batches, max_edges_per_batch=edges))
+
+
+def with_measured_evaluation_budget(
+    options: BatchOptions,
+    network: Network,
+    parameters: Parameters,
+    dataset: Dataset,
+    device: torch.device,
+    group: Group,
+) -> BatchOptions:
+    """The options with a measured number in place of ``auto`` for an evaluation, which
+    needs less memory per edge.
+    """
+    if options.max_edges_per_batch != "auto":
+        return options
+
+    def step(batch: Batch) -> None:
+        evaluate(network, parameters, [network.prepared(batch)], Loss.of(), device)
+
+    return replace(
+        options,
+        max_edges_per_batch=measured_edges(step, dataset, device, options.batch_size, group),
+    )
 
 
 def measured_edges(

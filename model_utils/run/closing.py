@@ -14,7 +14,7 @@ from model_utils.metrics import Metrics
 from model_utils.model_loader import LoadedModel
 from model_utils.models.architecture import opens_in_mace
 from model_utils.models.formed import WORTH_A_WORD, FormingError, forming_error
-from model_utils.run import assemble
+from model_utils.run import loading
 from model_utils.run.assemble import AssembledRun
 from model_utils.run.beginnings import resuming
 from model_utils.run.fit import FinalRecord
@@ -87,7 +87,7 @@ def _judged(run: AssembledRun, best: LoadedModel) -> FinalRecord:
     rows: dict[str, Metrics] = {}
     for name, dataset in sets.items():
         what = f"errors of the best model, {name}"
-        evaluator = assemble.evaluator(
+        evaluator = loading.evaluator(
             dataset, options.batches, device, what=what, prepare=network.prepared, group=run.group
         )
         errors[name], by_source = evaluator(network, parameters, loss)

@@ -11,7 +11,17 @@ from model_utils import model_loader, runtime
 from model_utils.files.outputs import Outputs
 from model_utils.models.versions import code_version
 from model_utils.ranks.group import Group
-from model_utils.run import announcement, assemble, closing, objective, rehearsal, replicas, spread
+from model_utils.run import (
+    announcement,
+    assemble,
+    closing,
+    loading,
+    objective,
+    optimization,
+    rehearsal,
+    replicas,
+    spread,
+)
 from model_utils.run.advice import copies, idle_settings, loss_advice, uncounted
 from model_utils.run.advice.crowding import Crowding
 from model_utils.run.assemble import AssembledRun
@@ -148,7 +158,7 @@ def assembled(
     )
     options = beginning.with_measured_budget(options, module, data.train, device, group)
     prepare = model_loader.preparation(options.run.step, description)
-    batches = assemble.training_batches(options, data, device, prepare)
+    batches = loading.training_batches(options, data, device, prepare)
     accumulate = options.optimizer.accumulate_batches
     n_parts = parts_of_step(
         options.optimizer.step_parts, beginning.step_parts, accumulate, group.rank.size
@@ -163,9 +173,9 @@ def assembled(
         writer=writer,
         prepare=prepare,
         batches=batches,
-        steps=assemble.training_steps(options, batches, n_parts, group, device),
+        steps=loading.training_steps(options, batches, n_parts, group, device),
         group=group,
-        state=assemble.training_state(options, module, description, device, batches, n_parts),
+        state=optimization.training_state(options, module, description, device, batches, n_parts),
         plan=plan,
     )
 
@@ -183,7 +193,7 @@ def fit_and_report(
     def watch(batches: Iterator[Batch]) -> Iterator[Batch]:
         return crowding.watch(stop.watch(batches))
 
-    validate = assemble.evaluator(
+    validate = loading.evaluator(
         run.data.valid,
         run.options.batches,
         run.state.device,

@@ -10,8 +10,9 @@ from model_utils.metrics import Metrics
 from model_utils.physics.records import PhysicsReport
 from model_utils.ranks import joining
 from model_utils.ranks.group import Group
-from model_utils.run import assemble
+from model_utils.run import loading
 from model_utils.run.advice.crowding import Crowding
+from model_utils.run.budget import with_measured_evaluation_budget
 from model_utils.run.evaluation import OnBatch
 from model_utils.settings.options import EvaluateOptions
 from model_utils.tasks import evaluation_report, opened_models, physics_check, reporting
@@ -102,10 +103,10 @@ def _judged(
     network = opened.network
     weights = opened.weights
     loss = loss or evaluation_report.loss_of(options.loss)
-    batches = assemble.with_measured_evaluation_budget(
+    batches = with_measured_evaluation_budget(
         options.batches, network, weights, data, opened.device, group
     )
-    evaluator = assemble.evaluator(
+    evaluator = loading.evaluator(
         data,
         batches,
         opened.device,

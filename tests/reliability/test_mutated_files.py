@@ -27,7 +27,7 @@ from model_utils import evaluate, resume, train_mace
 from model_utils.errors import InputError, VerificationError
 from model_utils.files import checkpoint
 from model_utils.files.checkpoint import digest
-from model_utils.run import assemble, training
+from model_utils.run import optimization, training
 from model_utils.run.beginnings import resume_settings
 from model_utils.run.data import open_data
 from reliability.conftest import amount
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Duplicate name")
 SLOWEST = 5.0  # s of processor time for one file, which others on the machine do not change
 MEMORY = 4 * 2**30  # bytes above what the process has; nobody's file may ask for more
 # what the commands import when they are called
-PRELOADED = (assemble, open_data, resume_settings, training)
+PRELOADED = (open_data, optimization, resume_settings, training)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from model_utils.errors import InputError
-from model_utils.run import assemble
+from model_utils.run import optimization
 from model_utils.settings import reading
 from model_utils.settings.options import TrainOptions
 from optimizer import Schedule
@@ -26,7 +26,7 @@ NEEDED = {
 def schedule(**settings: Any) -> Schedule:
     options = reading.from_plain(TrainOptions, {**NEEDED, **settings}, Path("here"))
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.01)
-    return Schedule(optimizer, assemble.schedule_settings(options, Batches))
+    return Schedule(optimizer, optimization.schedule_settings(options, Batches))
 
 
 def test_a_cosine_has_come_down_at_its_length_and_stays() -> None:

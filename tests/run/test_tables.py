@@ -22,7 +22,7 @@ from dataloader.batch import Label
 from losses import LOSSES, SHAPES, Loss, LossSettings, NamedLoss, Shape, Term, error_sums
 from model_utils.errors import InputError
 from model_utils.models import architecture
-from model_utils.run import assemble, loggers, objective
+from model_utils.run import loggers, objective, optimization
 from model_utils.run.beginnings.resumed_rate import RateChange, change_rate
 from model_utils.run.fit_plan import FitPlan, Stage
 from model_utils.run.loggers import LOGGERS
@@ -81,7 +81,7 @@ def polynomial(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("polynomial")
 def test_a_schedule_that_was_added_runs_resumes_and_has_an_end(tmp_path: Any) -> None:
     options = options_of(tmp_path, scheduler="polynomial", lr_factor=0.5, min_lr=0.2, epochs=4)
-    settings = assemble.schedule_settings(options, Batches)  # type: ignore[arg-type]
+    settings = optimization.schedule_settings(options, Batches)  # type: ignore[arg-type]
     assert (settings.factor, settings.horizon) == (0.5, 4.0)
     schedule = Schedule(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0), settings)
     rates = [schedule.rate()]
@@ -125,7 +125,7 @@ def test_an_optimizer_that_was_added_moves_weights(
     options = options_of(tmp_path, optimizer="momentum", lr=0.5, beta1=0.25, lr_of=("bias=0.125",))
     module = nn.Linear(2, 2)
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
-    built = build_optimizer(module, assemble.optimizer_settings(options.optimizer))
+    built = build_optimizer(module, optimization.optimizer_settings(options.optimizer))
     assert [group["momentum"] for group in built.param_groups] == [0.25, 0.25]
     for parameter in module.parameters():
         parameter.grad = torch.ones_like(parameter)
@@ -345,12 +345,12 @@ def test_a_loss_with_shapes_of_its_own_takes_no_other(tmp_path: Any) -> None:
             "--loss 'univeral' is not known; did you mean universal? there are",
         ),
         (
-            lambda o: assemble.optimizer_settings(o.optimizer),
+            lambda o: optimization.optimizer_settings(o.optimizer),
             {"optimizer": "adamq"},
             "--optimizer 'adamq' is not known; did you mean adam",
         ),
         (
-            lambda o: assemble.schedule_settings(o, Batches),
+            lambda o: optimization.schedule_settings(o, Batches),
             {"scheduler": "cos"},
             "--scheduler 'cos' is not known",
         ),  # type: ignore[arg-type]

@@ -9,8 +9,9 @@ from fnmatch import fnmatchcase
 
 from losses import LOSSES
 from model_utils import model_loader
-from model_utils.run.assemble import AssembledRun, steps_per_epoch
+from model_utils.run.assemble import AssembledRun
 from model_utils.run.objective import has_term, weight_schedules
+from model_utils.run.optimization import steps_per_epoch
 from model_utils.runtime import log
 from model_utils.settings import terms
 from model_utils.settings.options import (

@@ -21,10 +21,11 @@ from model_utils.models.description import ModelDescription
 from model_utils.ranks.group import Group
 from model_utils.ranks.joining import this_rank
 from model_utils.run import announcement
-from model_utils.run.assemble import AssembledRun, with_edges_per_batch, with_measured_budget
+from model_utils.run.assemble import AssembledRun
 from model_utils.run.beginnings import physics_gate, resuming
 from model_utils.run.beginnings.continuation import UNCHANGED, Changes, take_over, with_asked
 from model_utils.run.beginnings.stored_run import KnownRecords, StoredRun
+from model_utils.run.budget import with_edges_per_batch, with_measured_budget
 from model_utils.run.data import data_log, open_data
 from model_utils.run.data.open_data import TrainingData
 from model_utils.run.train_state import Progress

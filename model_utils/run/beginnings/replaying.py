@@ -31,9 +31,10 @@ from model_utils.files.outputs import Outputs
 from model_utils.model_loader import LoadedModel
 from model_utils.models.network import Network
 from model_utils.ranks.group import Group
-from model_utils.run.assemble import evaluator, with_measured_evaluation_budget
+from model_utils.run.budget import with_measured_evaluation_budget
 from model_utils.run.data import open_data
 from model_utils.run.interruption import Interruption
+from model_utils.run.loading import evaluator
 from model_utils.run.predictions import of_structure, with_references
 from model_utils.runtime import log
 from model_utils.settings.options import FinetuneOptions

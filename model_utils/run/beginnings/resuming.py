@@ -22,8 +22,8 @@ from model_utils.files.kept import PATTERN
 from model_utils.files.outputs import Outputs, checkpoints_in, real
 from model_utils.models.description import ModelDescription, differing_fields
 from model_utils.ranks.group import Group
-from model_utils.run.assemble import DEFAULT_BATCH_SIZE
 from model_utils.run.beginnings.stored_run import StoredRun
+from model_utils.run.budget import DEFAULT_BATCH_SIZE
 from model_utils.runtime import dtype_name, log
 from model_utils.settings import reading
 from model_utils.settings.declared import FIXED, names_of

@@ -62,6 +62,14 @@ def multiples_of(formula: Composition, wanted: WantedCrystals) -> list[int]:
     return [n for n in range(1, wanted.max_atoms // n_atoms + 1) if n * n_atoms >= wanted.min_atoms]
 
 
+def is_multiple(cell: Composition, formula: Composition) -> bool:
+    """Whether a cell has a formula a whole number of times, and nothing else."""
+    if set(cell) != set(formula):
+        return False
+    times = {divmod(cell[element], count) for element, count in formula.items()}
+    return len(times) == 1 and next(iter(times))[1] == 0
+
+
 def drawn_cell(
     formulas: Sequence[Composition],
     elements: Sequence[str],

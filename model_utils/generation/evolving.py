@@ -7,7 +7,7 @@ are compared, and of no two.
 """
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,17 +18,20 @@ import torch
 from ase import Atoms
 
 from dataloader.errors import InputError
+from dataloader.structure import Structure
 from model_utils import runtime
 from model_utils.generation import guards
 from model_utils.generation.candidate import Candidate, Maker, NotMade
 from model_utils.generation.prototypes import crystals_of
 from model_utils.judging import pymatgen_library
+from model_utils.judging.candidates import inputs_of
 from model_utils.report.libraries import needed
 from model_utils.runtime import log
 from model_utils.settings.options import GenerateOptions
+from model_utils.simulation.atoms import unknown_states
 from model_utils.simulation.inputs import NamedAtoms, calculator_of_models
+from model_utils.simulation.relaxed_frames import CONVERGED, ENERGY, ENERGY_OF, HOLE_MARK
 
-ENERGY = "mace_energy"  # of a frame that relax.py or judge.py wrote
 STRAIN = 0.3  # standard deviation of a mutation's strain; the volume is kept
 RATTLE = 0.6  # Å, at most, of atoms that are moved
 
@@ -48,8 +51,12 @@ class Parent:
     energy: float
 
     def is_like(self, other: "Parent") -> bool:
-        """Whether both have the same atoms, and are two."""
-        return self is not other and np.array_equal(self.atoms.numbers, other.atoms.numbers)
+        """Whether both have the same atoms, charge and spin, and are two."""
+        return (
+            self is not other
+            and np.array_equal(self.atoms.numbers, other.atoms.numbers)
+            and inputs_of(self.atoms) == inputs_of(other.atoms)
+        )
 
 
 # of a parent and another one that is like it (None without): a child, or None where
@@ -88,7 +95,9 @@ def prepared(options: GenerateOptions, _: Path) -> Maker:
         origin: dict[str, str | int] = {"operation": name, "parent": parent.name}
         if both and mate is not None:
             origin["parents"] = f"{parent.name} {mate.name}"
-        atoms = Atoms(child.numbers, child.positions, cell=child.cell, pbc=True)
+        atoms = Atoms(
+            child.numbers, child.positions, cell=child.cell, pbc=True, info=inputs_of(parent.atoms)
+        )
         atoms.wrap()
         return Candidate(atoms=atoms, origin=origin)
 
@@ -177,31 +186,45 @@ def _or_none(made: Any) -> Atoms | None:
 
 
 def _best(options: GenerateOptions) -> list[Parent]:
-    """The best parents of each composition, by energy an atom and then by name."""
-    crystals = crystals_of(options.sources.parents, "--parents")
-    relaxed = [
-        crystal for crystal in crystals if crystal.atoms.info.get("converged", True) is not False
-    ]
-    if len(relaxed) < len(crystals):
-        log.info("%d parents did not converge and are left out", len(crystals) - len(relaxed))
-    wanted = [crystal for crystal in relaxed if _is_asked_for(crystal.atoms, options)]
+    """The best parents of each composition, charge and spin, by energy an atom and then by name."""
+    left_out: Counter[str] = Counter()
+
+    def takes(structure: Structure) -> bool:
+        reason = _unfit(structure)
+        left_out[reason] += 1
+        return not reason
+
+    crystals = crystals_of(options.sources.parents, "--parents", takes)
+    for reason in sorted(filter(None, left_out)):
+        log.info("%d parents %s and are left out", left_out[reason], reason)
+    wanted = [crystal for crystal in crystals if _is_asked_for(crystal.atoms, options)]
     if not wanted:
         raise InputError(
-            f"--parents: none of {len(crystals)} crystals is relaxed and of the composition, the "
+            f"--parents: none of {len(crystals)} crystals is of the composition, the "
             "elements and the size that are asked for; give others"
         )
-    by_formula: dict[str, list[Parent]] = defaultdict(list)
+    by_formula: dict[tuple[str, str], list[Parent]] = defaultdict(list)
     for crystal, energy in zip(wanted, _energies(wanted, options), strict=True):
         atoms = crystal.atoms[np.argsort(crystal.atoms.numbers, kind="stable")]
         parent = Parent(
             atoms=atoms, name=str(crystal.atoms.info.get("id", crystal.identifier)), energy=energy
         )
-        by_formula[pymatgen_library.reduced_formula(atoms)].append(parent)
+        state = str(sorted(inputs_of(atoms).items()))
+        by_formula[pymatgen_library.reduced_formula(atoms), state].append(parent)
     best = []
     for formula in sorted(by_formula):
         ordered = sorted(by_formula[formula], key=lambda parent: (parent.energy, parent.name))
         best += ordered[: options.sources.best]
     return best
+
+
+def _unfit(structure: Structure) -> str:
+    """Why the file itself says that a structure is no parent, as a phrase; empty where it does
+    not.
+    """
+    if structure.extra.get(CONVERGED, True) is False:
+        return "did not converge"
+    return "are holes of the model" if structure.extra.get(HOLE_MARK, False) is True else ""
 
 
 def _is_asked_for(atoms: Atoms, options: GenerateOptions) -> bool:
@@ -215,10 +238,17 @@ def _energies(crystals: Sequence[NamedAtoms], options: GenerateOptions) -> list[
     stand beside the crystals.
 
     Raises:
-        InputError: no model is named, and a crystal has no energy.
+        InputError: no model is named, and a crystal has no energy, or they are of several models.
     """
     if options.sources.input_model:
         return _computed(crystals, options)
+    marks = sorted({str(crystal.atoms.info.get(ENERGY_OF, "")) for crystal in crystals} - {""})
+    if len(marks) > 1:
+        raise InputError(
+            f"--parents: {ENERGY} is of {len(marks)} models ({', '.join(marks)}), whose energies "
+            "cannot be compared; give crystals that one model relaxed, or name one with "
+            "--input_model"
+        )
     for crystal in crystals:
         energy = crystal.atoms.info.get(ENERGY)
         if not isinstance(energy, int | float) or not math.isfinite(energy):
@@ -249,6 +279,13 @@ def _computed(crystals: Sequence[NamedAtoms], options: GenerateOptions) -> list[
     for crystal in crystals:
         calculator.forget()  # or the last bits would depend on the crystal before
         atoms = crystal.atoms.copy()
+        for potential in calculator.potentials:
+            unknown = unknown_states(atoms, potential.facts)
+            if unknown:
+                raise InputError(
+                    f"--parents {crystal.file}, {crystal.identifier}: {' and '.join(unknown)}, for "
+                    "which the model has no input; leave such crystals out"
+                )
         atoms.calc = calculator
         energies.append(float(atoms.get_potential_energy()) / len(atoms))
     return energies

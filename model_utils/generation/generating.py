@@ -86,6 +86,8 @@ def generate(options: GenerateOptions) -> None:
                 "warning: --%s is given, and --generator %s does not look at it",
                 *(name, options.generator),
             )
+        if options.wanted.composition and options.wanted.elements:
+            log.warning("warning: --elements is not looked at: --composition says the elements")
         try:
             made = _made(options, folder / WORKSHOP)
         except InputError as error:

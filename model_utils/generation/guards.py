@@ -2,6 +2,7 @@
 what is there already.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 
 import numpy as np
@@ -12,9 +13,9 @@ from ase.neighborlist import neighbor_list
 from dataloader.structure import Structure, geometry_fault, volume_of
 from model_utils.generation.candidate import NotMade
 from model_utils.generation.compositions import (
-    Composition,
     elements_of,
     formulas_of,
+    is_multiple,
     refuse_size,
 )
 from model_utils.judging import pymatgen_library
@@ -49,36 +50,29 @@ def refuse(atoms: Atoms, guards: GuardOptions, wanted: WantedCrystals) -> None:
     )
     if fault is not None:
         raise NotMade(fault.partition(" (")[0])
-    if closest(atoms) < guards.min_distance:
+    if not are_apart(atoms, guards.min_distance):
         raise NotMade(f"atoms closer than {guards.min_distance:g} of their covalent radii")
 
 
 def is_of_wanted(atoms: Atoms, wanted: WantedCrystals) -> bool:
-    """Whether a crystal is of one of the formulas that are asked for, or, where there are none, of
-    no other elements.
+    """Whether a crystal has one of the formulas that are asked for, or a whole multiple of it, or,
+    where there are none, no other elements.
     """
-    formulas = {
-        pymatgen_library.reduced_formula(_atoms_of(formula)) for formula in formulas_of(wanted)
-    }
-    elements = set(elements_of(wanted))
+    formulas = formulas_of(wanted)
+    symbols = atoms.get_chemical_symbols()
     if formulas:
-        return pymatgen_library.reduced_formula(atoms) in formulas
-    return not elements or set(atoms.get_chemical_symbols()) <= elements
+        return any(is_multiple(Counter(symbols), formula) for formula in formulas)
+    elements = set(elements_of(wanted))
+    return not elements or set(symbols) <= elements
 
 
-def _atoms_of(formula: Composition) -> Atoms:
-    return Atoms([symbol for symbol, count in formula.items() for _ in range(count)])
-
-
-def closest(atoms: Atoms) -> float:
-    """Shortest distance of two atoms or their images, as a share of the sum
+def are_apart(atoms: Atoms, share: float) -> bool:
+    """Whether no two atoms or images of them are nearer than this share of the sum
     of their covalent radii.
     """
-    radii = covalent_radii[atoms.numbers]
-    senders, receivers, distances = neighbor_list("ijd", atoms, cutoff=radii.tolist())
-    if len(distances) == 0:
-        return 1.0  # none closer than the sum of the radii
-    return float((distances / (radii[senders] + radii[receivers])).min())
+    cutoffs = share * covalent_radii[atoms.numbers]
+    senders = neighbor_list("i", atoms, cutoff=cutoffs.tolist())
+    return len(senders) == 0
 
 
 def shortest_allowed(numbers: np.ndarray, share: float) -> Mapping[tuple[int, int], float]:

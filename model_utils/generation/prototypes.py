@@ -3,9 +3,8 @@ radii, strained and rattled.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import permutations
-from math import gcd
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +13,20 @@ from ase.data import atomic_numbers, covalent_radii
 
 from dataloader.errors import InputError
 from dataloader.filters import KEEP_CHARGES
+from dataloader.structure import Structure
 from model_utils.generation.candidate import Candidate, Maker, NotMade
-from model_utils.generation.compositions import Composition, as_text, elements_of, formulas_of
+from model_utils.generation.compositions import (
+    Composition,
+    as_text,
+    elements_of,
+    formulas_of,
+    is_multiple,
+)
 from model_utils.generation.guards import symbols_of
-from model_utils.judging.candidates import crystal_fault
+from model_utils.judging.candidates import crystal_fault, free_atoms_of, inputs_of
+from model_utils.runtime import log
 from model_utils.settings.options import GenerateOptions
-from model_utils.simulation.inputs import NamedAtoms, atoms_of, structures_in
+from model_utils.simulation.inputs import NamedAtoms, structures_in
 
 AS_IT_IS = "as it is"
 
@@ -36,6 +43,7 @@ def prepared(options: GenerateOptions, _: Path) -> Maker:
             "--generator prototypes needs crystals to begin with; name them with --prototypes"
         )
     prototypes = crystals_of(options.sources.prototypes, "--prototypes")
+    _say_dropped_states(prototypes)
     formulas = formulas_of(options.wanted)
     elements = elements_of(options.wanted)
     _refuse_what_fits_none(formulas, elements, prototypes)
@@ -56,30 +64,47 @@ def prepared(options: GenerateOptions, _: Path) -> Maker:
     return make
 
 
-def crystals_of(paths: Sequence[Path], flag: str) -> list[NamedAtoms]:
-    """All crystals of files; isolated atoms among them are passed over.
+def crystals_of(
+    paths: Sequence[Path], flag: str, takes: Callable[[Structure], bool] = lambda _: True
+) -> list[NamedAtoms]:
+    """The crystals of files; isolated atoms among them are passed over.
+
+    Args:
+        paths: files of any format, folders of them, patterns.
+        flag: that names them.
+        takes: whether a structure is asked for; others may be no crystals.
 
     Raises:
-        InputError: a file cannot be read, or a structure is no crystal.
+        InputError: a file cannot be read, or a structure is no crystal, or there is none.
     """
     crystals = []
     for source, structure in structures_in(paths, filters=KEEP_CHARGES):
-        if structure.is_isolated_atom:
+        if structure.is_isolated_atom or not takes(structure):
             continue
         fault = crystal_fault(structure)
         if fault:
             raise InputError(f"{flag} {source.path}, {structure.identifier}: {fault}")
-        atoms = atoms_of(structure)
-        atoms.set_constraint()
+        atoms = free_atoms_of(structure)
         atoms.info |= structure.extra
         crystals.append(
             NamedAtoms(atoms=atoms, identifier=structure.identifier, file=str(source.path))
         )
     if not crystals:
         raise InputError(
-            f"{flag} {', '.join(map(str, paths))}: there is no crystal, only isolated atoms"
+            f"{flag} {', '.join(map(str, paths))}: there is no crystal that can be used"
         )
     return crystals
+
+
+def _say_dropped_states(prototypes: Sequence[NamedAtoms]) -> None:
+    """Warn of charges and spins: they belong to the elements that are replaced."""
+    stated = [prototype for prototype in prototypes if inputs_of(prototype.atoms)]
+    if stated:
+        log.warning(
+            "warning: %d of %d prototypes have a charge or a spin, which their candidates have "
+            "not: the first is %s",
+            *(len(stated), len(prototypes), stated[0].identifier),
+        )
 
 
 def substituted(atoms: Atoms, new: dict[str, str]) -> Atoms:
@@ -119,7 +144,7 @@ def _drawn_elements(
     if formulas:
         choices = [choice for formula in formulas for choice in _assignments(atoms, formula)]
         if not choices:
-            raise NotMade("the prototype has other proportions than the formulas")
+            raise NotMade("the prototype has no whole multiple of a formula")
         return choices[int(rng.integers(len(choices)))]
     if not elements:
         return {symbol: symbol for symbol in old}
@@ -130,17 +155,15 @@ def _drawn_elements(
 
 
 def _assignments(atoms: Atoms, formula: Composition) -> Iterator[dict[str, str]]:
-    """All ways to put a formula's elements on a prototype's so that their proportions
-    are those of the formula.
+    """All ways to put a formula's elements on a prototype's so that its cell has a
+    whole multiple of the formula.
     """
     counts = Counter(atoms.get_chemical_symbols())
     if len(counts) != len(formula):
         return
-    divisor = gcd(*counts.values())
-    other = gcd(*formula.values())
     old = sorted(counts, key=lambda symbol: atomic_numbers[symbol])
     for new in permutations(formula):
-        if all(counts[a] // divisor == formula[b] // other for a, b in zip(old, new, strict=True)):
+        if is_multiple({b: counts[a] for a, b in zip(old, new, strict=True)}, formula):
             yield dict(zip(old, new, strict=True))
 
 
@@ -151,8 +174,8 @@ def _refuse_what_fits_none(
     for formula in formulas:
         if not any(list(_assignments(prototype.atoms, formula)) for prototype in prototypes):
             raise InputError(
-                f"--composition {as_text(formula)}: no prototype has its proportions; give "
-                "another of --prototypes"
+                f"--composition {as_text(formula)}: no prototype has a whole multiple of its "
+                "atoms; give another of --prototypes"
             )
     fewest = min(len(symbols_of(prototype.atoms)) for prototype in prototypes)
     if not formulas and elements and len(elements) < fewest:

@@ -37,7 +37,9 @@ class Judged:
         first_of_equals: number of the first candidate that is the same crystal.
         known_as: identifiers of references that are the same; None without references.
         known_numbers: of these among the references.
-        rmsd: Å, by which atoms moved; None where nothing was relaxed.
+        rmsd: Å, by which atoms moved between primitive cells, as MatterGen has it; None where
+            nothing was relaxed.
+        displacement: Å, the root mean square by which the atoms of the cell moved, likewise.
         valid_structure: by distances and volume.
         valid_composition: by charges; None where that cannot be judged.
         is_hole: whether its energy is suspected to be a hole of the model.
@@ -62,6 +64,7 @@ class Judged:
     known_as: list[str] | None = None
     known_numbers: list[int] = field(default_factory=list)
     rmsd: float | None = None
+    displacement: float | None = None
     valid_structure: bool | None = None
     valid_composition: bool | None = None
     is_hole: bool = False
@@ -119,6 +122,7 @@ class Judged:
             "known_as": self.known_as,
             "novel_unique_stable": self.all_three(),
             "rmsd_from_relaxation": self.rmsd,
+            "displacement_in_relaxation": self.displacement,
             "structure_validity": self.valid_structure,
             "comp_validity": self.valid_composition,
             "energy_hole": self.is_hole,

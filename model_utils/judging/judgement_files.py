@@ -17,12 +17,14 @@ from dataloader import durable, input_files, plain_json
 from dataloader.errors import InputError
 from model_utils.files.csv_cells import csv_text
 from model_utils.judging import matching
+from model_utils.judging.candidates import inputs_of
 from model_utils.judging.judged import Judged
 from model_utils.judging.judgement import JudgedByModel
 from model_utils.judging.metrics import METRICS, TRUSTED, Value
 from model_utils.report.statistics import CONFIDENCE
 from model_utils.runtime import log
 from model_utils.settings.options import JudgeOptions
+from model_utils.simulation.relaxed_frames import CONVERGED, ENERGY, ENERGY_OF, HOLE_MARK, mark_of
 
 # of the model, and of the one that it is compared with
 RELAXED = ("relaxed.extxyz", "relaxed_compared.extxyz")
@@ -48,6 +50,7 @@ COLUMNS = (
     "novel",
     "novel_unique_stable",
     "rmsd_from_relaxation",
+    "displacement_in_relaxation",
     "structure_validity",
     "comp_validity",
     "trusted",
@@ -99,7 +102,7 @@ def write(folder: Path, options: JudgeOptions, models: Sequence[JudgedByModel]) 
     the summary comes last.
     """
     for name, model in zip(RELAXED, models, strict=False):
-        durable.write_text(folder / name, _frames(model.candidates))
+        durable.write_text(folder / name, _frames(model))
     for name in RELAXED[len(models) :]:
         (folder / name).unlink(missing_ok=True)
     durable.write_text(folder / METRICS_FILE, _json(_by_structure_and_model(options, models)))
@@ -209,28 +212,37 @@ def _by_structure_and_model(
     }
 
 
-def _frames(candidates: Sequence[Judged]) -> str:
+def _frames(model: JudgedByModel) -> str:
     """Crystals as they were judged, as extended XYZ; those that are no
     structures at all have no frame.
     """
-    frames = [_frame(judged) for judged in candidates if judged.before is not None]
+    mark = mark_of(model.calculator)
+    frames = [_frame(judged, mark) for judged in model.candidates if judged.before is not None]
     text = io.StringIO()
     if frames:
         write_frames(text, frames, format="extxyz")
     return text.getvalue()
 
 
-def _frame(judged: Judged) -> Atoms:
-    """A crystal with what is known of it under names that no reader takes for labels."""
+def _frame(judged: Judged, mark: str) -> Atoms:
+    """A crystal with what is known of it under names that no reader takes for labels.
+
+    Args:
+        judged: the candidate.
+        mark: of what computed its energy.
+    """
     last = judged.before if judged.after is None else judged.after
     assert last is not None
     atoms = Atoms(last.numbers, last.positions, cell=last.cell, pbc=last.pbc)
     atoms.info["id"] = judged.identifier
-    atoms.info |= judged.origin
-    atoms.info["converged"] = judged.converged
+    atoms.info |= judged.origin | inputs_of(last)
+    atoms.info[CONVERGED] = judged.converged
     atoms.info["steps"] = judged.steps
     if judged.energy is not None:
-        atoms.info["mace_energy"] = judged.energy
+        atoms.info[ENERGY] = judged.energy
+        atoms.info[ENERGY_OF] = mark
+    if judged.is_hole:
+        atoms.info[HOLE_MARK] = True
     if judged.energy_above_hull is not None:
         atoms.info["energy_above_hull"] = judged.energy_above_hull
     if judged.reason:

@@ -20,6 +20,7 @@ from model_utils.judging.references import Reference, References
 from model_utils.runtime import log
 from model_utils.settings.options import JudgeOptions
 from model_utils.simulation import relaxing
+from model_utils.simulation.atoms import unknown_states
 from model_utils.simulation.calculator import Calculator
 from model_utils.simulation.inputs import calculator_of_models
 from model_utils.simulation.journal import Record
@@ -124,10 +125,14 @@ class _Judging:
 
     def _relaxed(self, calculator: Calculator) -> list[Judged]:
         """The candidates with what came of their relaxation, or of a look at them."""
+        faults = {
+            candidate.number: candidate.fault or _state_fault(candidate, calculator)
+            for candidate in self.candidates
+        }
         sound = [
             candidate
             for candidate in self.candidates
-            if not candidate.fault and candidate.named is not None
+            if not faults[candidate.number] and candidate.named is not None
         ]
         criteria = self._criteria(relax=self.options.relax)
         structures = [candidate.named for candidate in sound if candidate.named is not None]
@@ -137,7 +142,8 @@ class _Judging:
             candidate.number: record for candidate, record in zip(sound, records, strict=True)
         }
         judged = [
-            _judged(candidate, by_number.get(candidate.number)) for candidate in self.candidates
+            _judged(candidate, by_number.get(candidate.number), faults[candidate.number])
+            for candidate in self.candidates
         ]
         for candidate in judged:
             if not candidate.succeeded:
@@ -219,6 +225,7 @@ class _Judging:
                 candidate.valid_composition = validity.has_valid_composition(candidate.after)
             if self.options.relax:
                 candidate.rmsd = matching.rmsd(candidate.after, candidate.before)
+                candidate.displacement = matching.displacement(candidate.after, candidate.before)
 
     def _judgement(
         self, judged: Sequence[Judged], known: References | None, missing: Sequence[str]
@@ -238,15 +245,37 @@ class _Judging:
         )
 
 
-def _judged(candidate: Candidate, record: Record | None) -> Judged:
-    """A candidate with the record of its relaxation; None where there was nothing to relax."""
+def _state_fault(candidate: Candidate, calculator: Calculator) -> str:
+    """Why the energy of a crystal would be another one's, as a phrase; empty where it is its own.
+
+    Args:
+        candidate: may have a charge or a spin.
+        calculator: of networks, of which some may have no input for them.
+    """
+    if candidate.named is None:
+        return ""
+    for potential in calculator.potentials:
+        unknown = unknown_states(candidate.named.atoms, potential.facts)
+        if unknown:
+            return f"{' and '.join(unknown)}, for which the model has no input"
+    return ""
+
+
+def _judged(candidate: Candidate, record: Record | None, fault: str) -> Judged:
+    """A candidate as its relaxation left it.
+
+    Args:
+        candidate: as it was generated.
+        record: of its relaxation; None where there was nothing to relax.
+        fault: why there was nothing.
+    """
     judged = Judged(
         number=candidate.number, identifier=candidate.identifier, origin=candidate.origin
     )
     judged.before = None if candidate.named is None else candidate.named.atoms
     if record is None or judged.before is None:
-        judged.kind = "no crystal"
-        judged.reason = candidate.fault
+        judged.kind = "no crystal" if candidate.fault else "cannot be computed"
+        judged.reason = fault
         return judged
     judged.kind = record["kind"]
     judged.reason = record["reason"]

@@ -10,6 +10,7 @@ take each other's sites (modified rules of Hume-Rothery).
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 
+import numpy as np
 from ase import Atoms
 from scipy.cluster.hierarchy import DisjointSet
 
@@ -135,11 +136,28 @@ class Comparison:
         return self._same[number, other]
 
 
+def displacement(relaxed: Atoms, before: Atoms) -> float:
+    """Root mean square by which the atoms of a cell moved in a relaxation, Å: between their places
+    in the cell, in the mean of both cells, less the motion of the whole.
+
+    Args:
+        relaxed: atoms in the order of ``before``, and not wrapped since.
+        before: atoms as they were.
+    """
+    moves = relaxed.cell.scaled_positions(relaxed.positions)
+    moves -= before.cell.scaled_positions(before.positions)
+    moves -= moves.mean(axis=0)
+    lengths = moves @ ((relaxed.cell.array + before.cell.array) / 2)
+    return float(np.sqrt((lengths**2).sum(axis=1).mean()))
+
+
 def rmsd(relaxed: Atoms, before: Atoms) -> float:
     """Root mean square by which atoms moved in a relaxation, Å, as MatterGen has it.
 
     Both are mapped onto each other by a matcher with wide tolerances; where even these do not
-    reach, it is ``FARTHEST`` times the cube root of the volume of an atom.
+    reach, it is ``FARTHEST`` times the cube root of the volume of an atom. It compares primitive
+    cells: of a move that breaks the translations within the cell it sees a part, see
+    ``displacement``.
     """
     after = pymatgen_library.crystal(relaxed)
     first = pymatgen_library.reduced(pymatgen_library.crystal(before))

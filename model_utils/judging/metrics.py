@@ -1,7 +1,8 @@
 """MatterGen's metrics of a set of candidates, each with the number of candidates
 behind it and an interval.
 
-Names and definitions are those of github.com/microsoft/mattergen (evaluation/metrics). A candidate
+Names and definitions are those of github.com/microsoft/mattergen (evaluation/metrics), but for
+``avg_displacement_in_relaxation``, which is ours. A candidate
 of which nothing could be computed counts as not stable, and is in no other metric but
 ``frac_successful_jobs``. A candidate whose elements are no references is neither stable nor
 unstable: it is not among those that a share of stable ones is of.
@@ -150,8 +151,18 @@ METRICS: Mapping[str, Metric] = {
         unknown=lambda judgement: judgement.no_hull,
     ),
     "avg_rmsd_from_relaxation": Metric(
-        description="mean of the root mean square by which atoms moved in the relaxation, Å",
+        description=(
+            "mean of the root mean square by which atoms moved in the relaxation, Å, between "
+            "primitive cells as MatterGen has it: moves that break the translations of a cell "
+            "count in part"
+        ),
         answers=_of_successful(lambda judged: judged.rmsd),
+        is_share=False,
+        unknown=lambda judgement: judgement.no_relaxation,
+    ),
+    "avg_displacement_in_relaxation": Metric(
+        description="mean of the root mean square by which the atoms of a cell moved, Å",
+        answers=_of_successful(lambda judged: judged.displacement),
         is_share=False,
         unknown=lambda judgement: judgement.no_relaxation,
     ),

@@ -180,6 +180,7 @@ def of_labels(
         )
     points = [Point(atoms=r.named.atoms, energy=r.energy) for r in labelled if r.energy is not None]
     without = [(r.named.identifier, "no energy in the file") for r in known if r.energy is None]
+    _say_left_out(without)
     some = labelled[:: max(len(labelled) // LOOKED_AT, 1)][:LOOKED_AT]
     folder = cache or cache_folder() / "references"
     records = relaxations(
@@ -208,6 +209,20 @@ def _say_doubtful(deviations: Sequence[float]) -> None:
             "--reference_kind potential needs none",
             len(deviations),
             rms,
+        )
+
+
+def _say_left_out(left_out: Sequence[tuple[str, str]]) -> None:
+    """Warn of references that make no hull: crystals above them seem more stable than they are.
+
+    Args:
+        left_out: names and reasons.
+    """
+    for name, reason in left_out[:SHOWN]:
+        log.warning("warning: reference %s is left out of the hull: %s", name, reason)
+    if len(left_out) > SHOWN:
+        log.warning(
+            "warning: and %d more references are left out of the hull", len(left_out) - SHOWN
         )
 
 
@@ -243,12 +258,7 @@ def of_model(
         points.append(Point(atoms=moved(reference.named.atoms, record), energy=record["energy"]))
         if not record["converged"]:
             unconverged.append(name)
-    for name, reason in left_out[:SHOWN]:
-        log.warning("warning: reference %s is left out of the hull: %s", name, reason)
-    if len(left_out) > SHOWN:
-        log.warning(
-            "warning: and %d more references are left out of the hull", len(left_out) - SHOWN
-        )
+    _say_left_out(left_out)
     if unconverged:
         log.warning(
             "warning: %d of %d references did not converge: their energies are too high, and "

@@ -75,7 +75,7 @@ def named(atoms: Atoms, fault: object) -> str:
 
 def _with_inputs(structure: Structure, atoms: Atoms, facts: ModelFacts) -> Structure:
     """The structure with charge, spin and whatever else the network takes."""
-    _warn_of_unknown_state(atoms, facts)
+    _warn_of_unknown_states(atoms, facts)
     if not facts.features:
         return structure
     of_structure = Entries.of(atoms.info)
@@ -94,20 +94,31 @@ def _with_inputs(structure: Structure, atoms: Atoms, facts: ModelFacts) -> Struc
     return replace(structure, charge=charge, spin=spin, features=features)
 
 
-def _warn_of_unknown_state(atoms: Atoms, facts: ModelFacts) -> None:
-    """Warn of a charge or a multiplicity that the network has no input for: it
-    computes a neutral singlet.
+def unknown_states(atoms: Atoms, facts: ModelFacts) -> list[str]:
+    """Charge and multiplicity that atoms have and the network has no input for, as
+    ``charge 1``: of such atoms it computes a neutral singlet.
+
+    Args:
+        atoms: say it in ``atoms.info``.
+        facts: of the network.
     """
     inputs = {spec.name for spec in facts.features}
+    unknown = []
     for names, usual in ((CHARGE_NAMES, (0,)), (SPIN_NAMES, (0, 1))):
         if inputs & set(names):
             continue
         for name in names:
             value = atoms.info.get(name, 0)
             if isinstance(value, int | float | np.number) and value not in usual:
-                warnings.warn(
-                    f"atoms.info has {name} {value}, of which the network with the elements "
-                    f"{symbols(facts.atomic_numbers)} knows nothing: it gives what it gives "
-                    "of a neutral singlet",
-                    stacklevel=2,
-                )
+                unknown.append(f"{name} {value:g}")
+    return unknown
+
+
+def _warn_of_unknown_states(atoms: Atoms, facts: ModelFacts) -> None:
+    for state in unknown_states(atoms, facts):
+        warnings.warn(
+            f"atoms.info has {state}, of which the network with the elements "
+            f"{symbols(facts.atomic_numbers)} knows nothing: it gives what it gives "
+            "of a neutral singlet",
+            stacklevel=2,
+        )

@@ -164,22 +164,9 @@ def relaxed(
     warnings.filterwarnings("ignore", "logm result may be inaccurate", RuntimeWarning)
     try:
         way.look()
-        pressure = criteria.pressure * units.GPa
-        target = _FilterOfCells(moving, scalar_pressure=pressure) if with_cell else moving
-        minimizer = MINIMIZERS[criteria.minimizer](
-            target,
-            logfile=None,
-            trajectory=None if trajectory is None else str(trajectory),
-            maxstep=criteria.max_shift,
-        )
-        with minimizer:
-            converged = False
-            for is_minimum in minimizer.irun(fmax=criteria.fmax, steps=criteria.max_steps):
-                way.look()
-                converged = bool(is_minimum)
-            steps = minimizer.nsteps
+        steps, converged = _minimized(moving, criteria, way.look, with_cell, trajectory)
         kind = "" if converged else "not converged"
-        reason = "" if converged else _why_no_minimum(criteria, target)
+        reason = "" if converged else _why_no_minimum(moving, criteria, with_cell)
     except _Stopped as stopped:
         kind = stopped.kind
         reason = str(stopped)
@@ -192,20 +179,78 @@ def relaxed(
     return way.result(kind, reason, steps)
 
 
-def _why_no_minimum(criteria: Criteria, target: Atoms | _FilterOfCells) -> str:
+def _minimized(
+    atoms: Atoms,
+    criteria: Criteria,
+    look: Callable[[], None],
+    with_cell: bool,
+    trajectory: Path | None,
+) -> tuple[int, bool]:
+    """Move atoms to a minimum; the steps that it took, and whether it is one.
+
+    ASE's filter of a cell gives forces times the deformation since it was made, which may be large
+    where no force is and small where one is. A minimum is judged by the forces themselves, and
+    where the filter sees one too early, another one begins with the cell of now.
+
+    Args:
+        atoms: with a calculator; are moved.
+        criteria: when it is over.
+        look: is called after every step.
+        with_cell: whether the cell is relaxed.
+        trajectory: where the way is written.
+    """
+    steps = 0
+    while True:
+        target = (
+            _FilterOfCells(atoms, scalar_pressure=criteria.pressure * units.GPa)
+            if with_cell
+            else atoms
+        )
+        minimizer = MINIMIZERS[criteria.minimizer](
+            target,
+            logfile=None,
+            trajectory=None if trajectory is None else str(trajectory),
+            append_trajectory=steps > 0,
+            maxstep=criteria.max_shift,
+        )
+        with minimizer:
+            for _ in minimizer.irun(fmax=criteria.fmax, steps=criteria.max_steps - steps):
+                look()
+                is_minimum = _largest(atoms, criteria, with_cell) < criteria.fmax
+                if is_minimum:
+                    break
+        steps += minimizer.nsteps
+        if is_minimum or minimizer.nsteps == 0 or steps >= criteria.max_steps:
+            return steps, is_minimum
+
+
+def _force(atoms: Atoms) -> float:
+    """The largest force, eV/Å; of held atoms it is zero."""
+    return float(np.linalg.norm(atoms.get_forces(), axis=1).max())
+
+
+def _virial(atoms: Atoms, pressure: float) -> float:
+    """The largest row of the virial of a cell under a pressure (GPa), eV an atom."""
+    stress = atoms.get_stress(voigt=False) + pressure * units.GPa * np.eye(3)
+    return float(np.linalg.norm(stress, axis=1).max()) * float(atoms.get_volume()) / len(atoms)
+
+
+def _largest(atoms: Atoms, criteria: Criteria, with_cell: bool) -> float:
+    """What is smaller than ``fmax`` at a minimum."""
+    force = _force(atoms)
+    return max(force, _virial(atoms, criteria.pressure)) if with_cell else force
+
+
+def _why_no_minimum(atoms: Atoms, criteria: Criteria, with_cell: bool) -> str:
     """What is still too large after the last step: forces, or the virial of a cell."""
-    gradient = np.sqrt((target.get_forces() ** 2).sum(axis=1))
     if criteria.max_steps:
         what = f"not converged after {criteria.max_steps} steps"
     else:
         what = "not relaxed, and no minimum"
-    if isinstance(target, Atoms):
-        return f"{what}: its largest force is {gradient.max():.3g} eV/Å"
-    of_atoms, of_cell = gradient[:-3], gradient[-3:]
-    return (
-        f"{what}: its largest force is {of_atoms.max():.3g} eV/Å, the virial of its cell "
-        f"{of_cell.max():.3g} eV an atom"
-    )
+    of_atoms = f"{what}: its largest force is {_force(atoms):.3g} eV/Å"
+    if not with_cell:
+        return of_atoms
+    return f"{of_atoms}, the virial of its cell {_virial(atoms, criteria.pressure):.3g} eV an atom"
 
 
 class _Way:
@@ -249,7 +294,7 @@ class _Way:
                 raise _Stopped(what, f"{what} to {change:.2g} of its volume")
             self._stress = atoms.get_stress().tolist()
         self._energy = float(energy)
-        self._fmax = float(np.sqrt((forces**2).sum(axis=1).max()))
+        self._fmax = float(np.linalg.norm(forces, axis=1).max())
         self._sound = atoms.copy()
         self.looks += 1
 

@@ -31,6 +31,7 @@ from model_utils.simulation.calculator import Calculator
 from model_utils.simulation.inputs import NamedAtoms, calculator_of, structures_of
 from model_utils.simulation.journal import Journal, Record
 from model_utils.simulation.relaxation import DIED, Criteria, Relaxed, of_a_dead_process, relaxed
+from model_utils.simulation.relaxed_frames import CONVERGED, ENERGY, ENERGY_OF, mark_of
 
 JOURNAL = "relaxations.jsonl"
 WAYS = "trajectories"
@@ -72,6 +73,8 @@ def relax(options: RelaxOptions) -> None:
         options.simulated, device, options.device.dtype, options.minimizing.skin
     )
     structures = structures_of(options.simulated, calculator)
+    if options.relax_cell:
+        _look_at_cells(structures)
     folder = _folder(options)
     with held(folder / ".lock", wait=True, flag="--output_dir"):
         _remove(folder / WAYS, ".*.traj")  # of processes that were killed
@@ -84,7 +87,32 @@ def relax(options: RelaxOptions) -> None:
         journal = Journal(folder / JOURNAL, work, "give another --output_dir, or --overwrite")
         ways = folder / WAYS if options.trajectories else None
         relax_rest(structures, calculator, criteria, journal, processes, ways)
-        _write(folder, options, structures, journal.records)
+        _write(folder, options, structures, journal.records, mark_of(calculator))
+
+
+def _look_at_cells(structures: Sequence[NamedAtoms]) -> None:
+    """Say how many structures keep their cells although cells are relaxed.
+
+    Raises:
+        InputError: all do, or one whose cell is relaxed holds atoms, which would move with it.
+    """
+    with_cells = [structure for structure in structures if structure.atoms.pbc.all()]
+    if not with_cells:
+        raise InputError("--relax_cell: no structure is periodic in three directions; leave it out")
+    for structure in with_cells:
+        if structure.atoms.constraints:
+            raise InputError(
+                f"{structure.file}, {structure.identifier}: the structure holds atoms fixed, and "
+                "--relax_cell would move them with the cell; free them, or leave --relax_cell out"
+            )
+    n_kept = len(structures) - len(with_cells)
+    if n_kept:
+        log.warning(
+            "warning: %d of %d structures are not periodic in three directions: --relax_cell "
+            "relaxes their atoms alone, without a pressure",
+            n_kept,
+            len(structures),
+        )
 
 
 def processes_of(options: MinimizingOptions, device: torch.device) -> int:
@@ -261,11 +289,15 @@ def _record(number: int, structure: NamedAtoms, result: Relaxed) -> Record:
 
 
 def _write(
-    folder: Path, options: RelaxOptions, structures: Sequence[NamedAtoms], records: Sequence[Record]
+    folder: Path,
+    options: RelaxOptions,
+    structures: Sequence[NamedAtoms],
+    records: Sequence[Record],
+    mark: str,
 ) -> None:
     """The files for people, in the order of the structures."""
     ordered = sorted(records, key=lambda record: int(record["number"]))
-    frames = [frame_of(structures[record["number"]], record) for record in ordered]
+    frames = [frame_of(structures[record["number"]], record, mark) for record in ordered]
     text = io.StringIO()
     write(text, frames, format="extxyz")
     durable.write_text(folder / "relaxed.xyz", text.getvalue())
@@ -285,18 +317,24 @@ def _write(
     log.info("wrote %s: %s", folder, ", ".join(FILES))
 
 
-def frame_of(structure: NamedAtoms, record: Record) -> Atoms:
+def frame_of(structure: NamedAtoms, record: Record, mark: str) -> Atoms:
     """A structure as it ended, with what is known of it under names that no
     reader takes for labels.
+
+    Args:
+        structure: as it came.
+        record: of its relaxation.
+        mark: of what computed its energy, see ``mark_of``.
     """
     atoms = with_move_mask(structure.atoms)
     atoms.set_cell(record["cell"])
     atoms.positions[:] = record["positions"]
     atoms.info["identifier"] = structure.identifier
-    for name in ("converged", "steps"):
-        atoms.info[name] = record[name]
+    atoms.info[CONVERGED] = record["converged"]
+    atoms.info["steps"] = record["steps"]
     if record["energy"] is not None:
-        atoms.info["mace_energy"] = record["energy"]
+        atoms.info[ENERGY] = record["energy"]
+        atoms.info[ENERGY_OF] = mark
     return atoms
 
 

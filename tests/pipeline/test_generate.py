@@ -96,7 +96,7 @@ def test_every_generator_makes_just_so_many_and_the_same_again(
     assert [atoms.info["id"] for atoms in frames] == [f"gen_{k}" for k in range(n)]
     assert {atoms.info["generator"] for atoms in frames} == {generator}
     assert all("parent" in atoms.info or "space_group" in atoms.info for atoms in frames)
-    assert all(guards.closest(atoms) >= 0.6 - 1e-6 for atoms in frames)
+    assert all(guards.are_apart(atoms, 0.6 - 1e-6) for atoms in frames)
     with zipfile.ZipFile(tmp_path / "a" / FILES[1]) as archive:
         assert archive.namelist() == [f"gen_{k}.cif" for k in range(n)]
         archive.extract("gen_0.cif", tmp_path)
@@ -137,6 +137,77 @@ def test_best_parents_are_chosen_within_their_composition(parents: Path, tmp_pat
     assert {atoms.info["parent"] for atoms in read(tmp_path / "a" / FILES[0], ":")} == {
         "parent_1"
     }, "the lower energy"
+
+
+def test_holes_and_frames_that_did_not_converge_are_no_parents(
+    parents: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Even where one that did not converge is no crystal any more."""
+    frames = read(parents, ":")
+    frames[1].info["energy_hole"] = True
+    frames[2].pbc = False
+    write(tmp_path / "some.xyz", frames, format="extxyz")
+    words = ("--generator", "evolve", "--parents", tmp_path / "some.xyz", "--no_deduplicate")
+    assert command(tmp_path / "a", 4, *words) == 0
+    said = capsys.readouterr().out
+    assert "1 parents are holes of the model and are left out" in said
+    assert "1 parents did not converge and are left out" in said
+    names = {atoms.info["parent"] for atoms in read(tmp_path / "a" / FILES[0], ":")}
+    assert names == {"parent_0"}
+
+
+def test_energies_of_two_models_are_not_compared(
+    parents: Path, models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frames = read(parents, ":")
+    for number, frame in enumerate(frames[:2]):
+        frame.info["mace_energy_of"] = f"sha256:{number}"
+    write(tmp_path / "some.xyz", frames, format="extxyz")
+    words = ("--generator", "evolve", "--parents", tmp_path / "some.xyz", "--no_deduplicate")
+    assert command(tmp_path / "a", 1, *words) == 2
+    assert "mace_energy is of 2 models" in capsys.readouterr().err
+    assert command(tmp_path / "a", 1, *words, "--input_model", models[0]) == 0
+
+
+def test_charged_parents_have_charged_children_and_no_energy_of_another_state(
+    parents: Path, models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frames = read(parents, ":")[:1]
+    frames[0].info["total_charge"] = 1
+    write(tmp_path / "some.xyz", frames, format="extxyz")
+    words = ("--generator", "evolve", "--parents", tmp_path / "some.xyz", "--no_deduplicate")
+    assert command(tmp_path / "a", 2, *words) == 0
+    assert {atoms.info["charge"] for atoms in read(tmp_path / "a" / FILES[0], ":")} == {1}
+    assert command(tmp_path / "b", 1, *words, "--input_model", models[0]) == 2
+    assert "for which the model has no input" in capsys.readouterr().err
+
+
+def test_charges_of_prototypes_are_dropped_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    charged = bulk("NaCl", "rocksalt", a=5.6)
+    charged.info["charge"] = 1
+    write(tmp_path / "in.xyz", charged, format="extxyz")
+    words = ("--generator", "prototypes", "--prototypes", tmp_path / "in.xyz")
+    assert command(tmp_path / "a", 1, *words, "--composition", "MgO", "--elements", "Mg") == 0
+    said = capsys.readouterr().out
+    assert "1 of 1 prototypes have a charge or a spin, which their candidates have not" in said
+    assert "--elements is not looked at: --composition says the elements" in said
+    assert "charge" not in read(tmp_path / "a" / FILES[0]).info
+
+
+@pytest.mark.parametrize("generator", ["prototypes", "external"])
+def test_a_cell_has_a_whole_multiple_of_the_composition(
+    generator: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    primitive = bulk("NaCl", "rocksalt", a=5.6)
+    write(tmp_path / "in.xyz", primitive, format="extxyz")
+    write(tmp_path / "larger.xyz", primitive * (2, 1, 1), format="extxyz")
+    flag = {"prototypes": "--prototypes", "external": "--external_files"}[generator]
+    words = ("--generator", generator, "--composition", "Na2Cl2", flag)
+    assert command(tmp_path / "a", 1, *words, tmp_path / "in.xyz") == 2
+    capsys.readouterr()
+    assert command(tmp_path / "b", 1, *words, tmp_path / "larger.xyz") == 0
 
 
 def test_a_model_says_the_energies_of_parents(
@@ -200,9 +271,12 @@ def test_guards_say_what_is_no_candidate() -> None:
     open_one.pbc = [True, True, False]
     assert "periodic" in guarded(open_one)
     assert "between 1 and 20 atoms" in guarded(sound * (3, 3, 3))
-    assert guards.closest(bulk("Al", "fcc", a=4.05)) == 1.0
+    neighbours = bulk("Al", "fcc", a=4.05)  # at 2.86 Å; the radius of aluminium is 1.21 Å
+    assert guards.are_apart(neighbours, 1.18)
+    assert not guards.are_apart(neighbours, 1.19)
     near = Atoms("Al2", positions=[[0, 0, 0], [0, 0, 1.21]], cell=[5, 5, 5], pbc=True)
-    assert guards.closest(near) == pytest.approx(0.5), "the radius of aluminium is 1.21 Å"
+    assert guards.are_apart(near, 0.49)
+    assert not guards.are_apart(near, 0.51)
 
 
 def test_duplicates_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

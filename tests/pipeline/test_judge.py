@@ -198,6 +198,39 @@ def test_charge_and_spin_of_a_frame_reach_the_network(tmp_path: Path) -> None:
         assert states == [(0.0, 1.0), (None, None)]
 
 
+def test_a_state_that_the_model_has_no_input_for_is_no_candidate(
+    models: list[Path], tmp_path: Path
+) -> None:
+    """Whatever name it has; neutral ones and singlets are."""
+    states = [{}, {"charge": 1}, {"charge": 0}, {"spin": 3}, {"total_charge": 2}, {"spin": 1}]
+    frames = [bulk("Al") for _ in states]
+    for frame, state in zip(frames, states, strict=True):
+        frame.info |= state
+    folder = candidates(tmp_path / "in", frames)
+    for _ in range(2):  # of relaxations that are kept, too
+        assert command(folder, models[0], "--no_relax") == 0
+        judged = structures(folder)
+        unknown = [bool(one["reason"].count("for which the model has no input")) for one in judged]
+        assert unknown == [False, True, False, True, True, False]
+        assert [one["successful"] for one in judged] == [not one for one in unknown]
+        assert judged[3]["reason"] == "spin 3, for which the model has no input"
+        assert summary(folder)["trusted"]["left_out"]["failed"] == 3
+
+
+def test_references_without_a_label_are_said(
+    models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frames = [bulk("Al"), bulk("Cu"), bulk("AlCu", "cesiumchloride", a=2.95)]
+    for frame in frames[:2]:
+        frame.info["REF_energy"] = 0.0
+    write(tmp_path / "known.xyz", frames, format="extxyz")
+    folder = candidates(tmp_path / "in", [bulk("AlCu", "cesiumchloride", a=2.95)])
+    words = ("--references", tmp_path / "known.xyz", "--reference_kind", "dft", "--no_relax")
+    assert command(folder, models[0], *words) == 0
+    said = "known.xyz#2 is left out of the hull: no energy in the file"
+    assert said in capsys.readouterr().out
+
+
 def hull() -> Hull:
     """Elements at zero, and AlCu at -0.2 eV an atom."""
     return Hull(
@@ -323,6 +356,20 @@ def test_movement_in_a_relaxation() -> None:
     ) / 2
     volume = Atoms(cell=lengths).get_volume()
     assert 0.1 < matching.rmsd(other, cell) <= 0.5 * (volume / 2) ** (1 / 3) + 1e-9
+
+
+def test_a_displacement_is_that_of_atoms_whatever_the_cell() -> None:
+    small = bulk("MgO", "rocksalt", a=4.2)
+    for cell in (small, small * (2, 1, 1), bulk("MgO", "rocksalt", a=4.2, cubic=True)):
+        moves = np.random.default_rng(1).normal(0.0, 0.05, cell.positions.shape)
+        moves -= moves.mean(axis=0)
+        moved = cell.copy()
+        moved.positions += moves + np.array([0.3, 0.0, 0.0])  # the whole may move
+        expected = np.sqrt((moves**2).sum(axis=1).mean())
+        assert matching.displacement(moved, cell) == pytest.approx(expected, abs=1e-12)
+    strained = small.copy()
+    strained.set_cell(strained.cell.array * 1.1, scale_atoms=True)
+    assert matching.displacement(strained, small) == pytest.approx(0.0, abs=1e-12)
 
 
 def test_validity_by_hand() -> None:

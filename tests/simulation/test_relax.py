@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ase import Atoms
+from ase import Atoms, units
+from ase.build import bulk
 from ase.calculators.emt import EMT
 from ase.constraints import FixAtoms
 from ase.filters import FrechetCellFilter
@@ -215,6 +216,60 @@ def test_what_is_wrong_with_one_stops_that_one_alone(models: list[Path], tmp_pat
     assert summary["reasons"] == {"cannot be computed": 1}
     lines = (tmp_path / "out" / "relaxed.csv").read_text().splitlines()
     assert lines[2].endswith("atoms 0 and 1 are 0.02 Å apart (expected at least 0.1 Å)")
+
+
+@pytest.mark.parametrize("minimizer", ["lbfgs", "fire", "bfgs"])
+@pytest.mark.parametrize("pressure", [0.0, 5.0])
+def test_no_force_is_larger_at_a_minimum_however_far_its_cell_went(
+    minimizer: str, pressure: float
+) -> None:
+    """The filter's forces are those times the deformation of the cell."""
+    for stretch in ([1.35, 1.35, 1.0], [0.85, 0.85, 0.85]):
+        crystal = bulk("Cu", cubic=True) * (2, 1, 1)
+        crystal.set_cell(crystal.cell.array @ np.diag(stretch), scale_atoms=True)
+        crystal.rattle(0.1, seed=1)
+        criteria = Criteria(
+            fmax=0.05, max_steps=300, minimizer=minimizer, relax_cell=True, pressure=pressure
+        )
+        came = relaxed(crystal, EMT(), criteria)
+        assert came.converged
+        after = came.atoms.copy()
+        after.calc = EMT()
+        assert np.linalg.norm(after.get_forces(), axis=1).max() < 0.05
+        virial = after.get_stress(voigt=False) + pressure * units.GPa * np.eye(3)
+        per_atom = virial * after.get_volume() / len(after)
+        assert np.linalg.norm(per_atom, axis=1).max() < 0.05
+
+
+def test_a_way_is_kept_whole_where_the_filter_is_made_anew(tmp_path: Path) -> None:
+    crystal = bulk("Cu", cubic=True) * (2, 1, 1)
+    crystal.set_cell(crystal.cell.array @ np.diag([1.35, 1.35, 1.0]), scale_atoms=True)
+    crystal.rattle(0.1, seed=1)
+    criteria = Criteria(fmax=0.002, max_steps=300, relax_cell=True)
+    came = relaxed(crystal, EMT(), criteria, tmp_path / "way.traj")
+    way = read(tmp_path / "way.traj", ":")
+    np.testing.assert_array_equal(way[0].positions, crystal.positions)
+    np.testing.assert_array_equal(way[-1].positions, came.atoms.positions)
+    assert len(way) >= came.steps + 1
+
+
+def test_cells_that_cannot_be_relaxed_are_said(
+    models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held = kinds()["crystal"]
+    held.set_constraint(FixAtoms([0]))
+    columns = ["symbols", "positions", "move_mask"]
+    write(tmp_path / "held.xyz", held, format="extxyz", columns=columns)
+    assert command(models[0], tmp_path / "held.xyz", tmp_path / "a", "--relax_cell") == 2
+    assert "holds atoms fixed, and --relax_cell would move them" in capsys.readouterr().err
+    write(tmp_path / "slab.xyz", kinds()["slab"], format="extxyz")
+    assert command(models[0], tmp_path / "slab.xyz", tmp_path / "b", "--relax_cell") == 2
+    assert "no structure is periodic in three directions" in capsys.readouterr().err
+    both = [kinds()["slab"], kinds()["crystal"]]
+    write(tmp_path / "both.xyz", both, format="extxyz")
+    words = ("--relax_cell", "--pressure", 5, "--max_steps", 1)
+    assert command(models[0], tmp_path / "both.xyz", tmp_path / "c", *words) == 0
+    assert "1 of 2 structures are not periodic in three directions" in capsys.readouterr().out
 
 
 def test_held_atoms_stay(models: list[Path], tmp_path: Path) -> None:

@@ -63,9 +63,22 @@ class ReferenceNetwork:
     ) -> Tensor:
         """Interaction energies (n_atoms,), eV; the arguments are those of
         ``network.Network.outputs``.
+
+        mace's energies of atoms lack what a readout of charge and spin gives, which its energy of
+        the structure has.
         """
-        of_atoms: Tensor = self._computed(parameters, batch, positions, shifts)["node_energy"]
-        return of_atoms
+        readout = getattr(self.module, "embedding_readout", None)
+        if readout is None:
+            of_atoms: Tensor = self._computed(parameters, batch, positions, shifts)["node_energy"]
+            return of_atoms
+        given: list[Tensor] = []
+        hook = readout.register_forward_hook(lambda *call: given.append(call[-1]))
+        try:
+            of_atoms = self._computed(parameters, batch, positions, shifts)["node_energy"]
+        finally:
+            hook.remove()
+        heads = batch.head[batch.structure]
+        return of_atoms + given[0][torch.arange(len(heads)), heads].reshape(-1)
 
     def outputs(
         self, parameters: Parameters, batch: Batch, positions: Tensor, shifts: Tensor

@@ -4,7 +4,7 @@ before it gets its name.
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dataloader import durable, input_files
 from dataloader.batch import Batch, collate
+from dataloader.needs import FeatureSpec
 from dataloader.neighbors import build_graph
 from dataloader.quantities import ENERGY, FORCES
 from dataloader.structure import Structure
@@ -56,13 +57,16 @@ def convert(options: ConvertOptions) -> None:
         )
     loaded = _source(options, DTYPES.get(options.dtype or ""))
     _refuse_unknown_form(options, loaded)
+    if options.to == "mliap":
+        _look_at_inputs(loaded)
     head = _head(loaded, options.head, needed=options.to in OF_ONE_HEAD)
     loaded = _precise_enough(options, loaded, head)
-    probe = _probe(loaded, head)
+    state = lammps.MLIAP_STATE if options.to == "mliap" else {}
+    probe = _probe(loaded, head, state=state)
     expected = _reference(loaded.module, loaded, probe)
     if options.head is not None and options.to not in OF_ONE_HEAD:
         loaded = of_one_head(loaded, options.head)
-        probe = _probe(loaded, head)
+        probe = _probe(loaded, head, state=state)
     _write(options, loaded, head, probe, expected)
 
 
@@ -100,6 +104,28 @@ def _refuse_unknown_form(options: ConvertOptions, loaded: LoadedModel) -> None:
             f"--to {options.to}: there is no such form of {loaded.description.model_class}; there "
             f"is {', '.join(forms)}"
         )
+
+
+def _look_at_inputs(loaded: LoadedModel) -> None:
+    """Warn where the wrapper for ML-IAP computes one charge and one spin only.
+
+    Raises:
+        InputError: it would give LAMMPS wrong energies, or none.
+    """
+    names = {spec.name for spec in loaded.description.facts().features}
+    if getattr(loaded.module, "embedding_readout", None) is not None:
+        raise InputError(
+            "--to mliap: the network has a readout of its charge and spin, which mace's wrapper "
+            "leaves out of the energies that LAMMPS gets; --to module is for mace's calculator"
+        )
+    unknown = sorted(names - set(lammps.MLIAP_STATE))
+    if unknown:
+        raise InputError(
+            f"--to mliap: the network takes {', '.join(unknown)}, which mace's wrapper has not"
+        )
+    if names:
+        state = ", ".join(f"{name} {lammps.MLIAP_STATE[name]:g}" for name in sorted(names))
+        log.warning("warning: in LAMMPS every structure has %s: mace's wrapper fixes it", state)
 
 
 def _source(options: ConvertOptions, dtype: torch.dtype | None) -> LoadedModel:
@@ -251,11 +277,12 @@ def _lammps(loaded: LoadedModel, head: str, probe: Sequence[Batch]) -> tuple[byt
 
 
 def _mliap(loaded: LoadedModel, head: str, probe: Sequence[Batch]) -> tuple[bytes, Check]:
-    """The module inside the wrapper is read back and rebuilt; the wrapper itself
-    runs only inside LAMMPS.
+    """The module inside the wrapper is read back and rebuilt; the wrapper's own code is run as
+    LAMMPS runs it.
     """
 
     def check(path: Path) -> Answers:
+        _compare_wrapper(loaded, head, probe)
         stub: object = checkpoint.load_sandboxed(path)
         for name in ("model", "model"):  # the wrapper's edge-force module, and mace's module in it
             attributes = getattr(stub, "__dict__", {})
@@ -264,6 +291,28 @@ def _mliap(loaded: LoadedModel, head: str, probe: Sequence[Batch]) -> tuple[byte
         return _rebuilt(stub, path, loaded, probe)
 
     return checkpoint.serialise(lammps.mliap(model_loader.copied(loaded.module), head)), check
+
+
+def _compare_wrapper(loaded: LoadedModel, head: str, probe: Sequence[Batch]) -> None:
+    """Run mace's wrapper for ML-IAP.
+
+    Raises:
+        VerificationError: it gives LAMMPS other energies or forces.
+    """
+    # of its own: a run leaves marks on it
+    wrapper = lammps.mliap(model_loader.copied(loaded.module), head)
+    results = [lammps.run_mliap(wrapper, batch) for batch in probe]
+    computed = {
+        ENERGY.name: torch.cat([energy for energy, _ in results]),
+        FORCES.name: torch.cat([forces for _, forces in results]),
+    }
+    deviation = _deviation(_reference(loaded.module, loaded, probe), computed)
+    limit = TOLERANCE[next(loaded.module.parameters()).dtype]
+    if not deviation <= limit:
+        raise VerificationError(
+            f"mace's wrapper for ML-IAP deviates by {deviation:.2g} (at most {limit:g}); nothing "
+            "was written"
+        )
 
 
 # model, head, structures to compare on → the file, and what reads it back; the
@@ -336,7 +385,9 @@ def _relative(expected: Tensor, computed: Tensor) -> float:
     return float((expected - computed).abs().max() / largest)
 
 
-def _probe(loaded: LoadedModel, head: str, side: int = 2) -> list[Batch]:
+def _probe(
+    loaded: LoadedModel, head: str, side: int = 2, state: Mapping[str, float] | None = None
+) -> list[Batch]:
     """A cluster and a crystal of some of the model's elements at distances between
     a bond and the cutoff.
 
@@ -344,6 +395,7 @@ def _probe(loaded: LoadedModel, head: str, side: int = 2) -> list[Batch]:
         loaded: the model.
         head: whose energies.
         side: atoms along each of the three directions.
+        state: values of inputs besides elements and positions, by their names; ones unless given.
     """
     facts = loaded.description.facts()
     rng = np.random.default_rng(0)
@@ -360,7 +412,10 @@ def _probe(loaded: LoadedModel, head: str, side: int = 2) -> list[Batch]:
             pbc=(is_periodic,) * 3,
             identifier="probe",
             head=head,
-            features={f.name: _feature(f.per_atom, f.width, len(grid)) for f in facts.features},
+            features={
+                spec.name: _feature(spec, len(grid), (state or {}).get(spec.name, 1.0))
+                for spec in facts.features
+            },
         )
         for is_periodic in (False, True)
     ]
@@ -378,6 +433,8 @@ def _probe(loaded: LoadedModel, head: str, side: int = 2) -> list[Batch]:
     ]
 
 
-def _feature(per_atom: bool, width: int, n_atoms: int) -> np.ndarray:
-    """An input of the network besides elements and positions, such as a charge: ones everywhere."""
-    return np.ones((n_atoms, width)) if per_atom else np.ones(1)
+def _feature(spec: FeatureSpec, n_atoms: int, value: float) -> np.ndarray:
+    """An input of the network besides elements and positions, such as a charge: one value
+    everywhere.
+    """
+    return np.full((n_atoms, spec.width) if spec.per_atom else 1, value)

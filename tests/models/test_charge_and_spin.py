@@ -15,6 +15,7 @@ from lmdb_material import write_ase
 from simulation.conftest import written
 
 import metadata
+import read_model
 from conftest import TINY, every, waters
 from dataloader.errors import InputError
 from model_utils import evaluate, resume, train_mace
@@ -198,3 +199,50 @@ def test_what_training_drops_is_not_measured_either(
     assert "left out 6: " in text
     assert "2 structures)" in text, "of which the scale is"
     assert "a charge for which the model has no input" in text
+
+
+SPECS = {"total_charge": CHARGE, "total_spin": SPIN}
+
+
+@pytest.mark.parametrize("step", ["fast", "reference"])
+@pytest.mark.parametrize("model_class", ["ScaleShiftMACE", "MACE"])
+def test_energies_of_atoms_sum_to_the_energy_with_a_readout_of_the_state(
+    model_class: str, step: str, tmp_path: Path
+) -> None:
+    """mace's own energies of atoms lack what this readout gives."""
+    changes: dict[str, object] = {"embedding_specs": SPECS, "use_embedding_readout": True}
+    if model_class == "MACE":
+        changes |= {"atomic_inter_scale": None, "atomic_inter_shift": None}
+    model = written(tmp_path, 1, model_class=model_class, **changes)
+    atoms = waters(1)[0]
+    atoms.calc = Calculator(model, step=step)
+    energies = []
+    for charge, spin in STATES:
+        atoms.info = {"charge": charge, "spin": spin}
+        energies.append(atoms.get_potential_energy())
+        assert atoms.get_potential_energies().sum() == pytest.approx(energies[-1], abs=1e-9)
+    assert len({round(energy, 6) for energy in energies}) == len(STATES)
+
+
+def test_the_form_for_lammps_has_one_state_which_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = written(tmp_path, 1, embedding_specs=SPECS)
+    words = ["convert", "--input_model", str(model), "--to", "mliap"]
+    words += ["--output", str(tmp_path / "mliap.pt")]
+    assert read_model.main(words) == 0
+    said = capsys.readouterr().out
+    assert "in LAMMPS every structure has total_charge 0, total_spin 1" in said
+    assert "are the source's to" in said
+
+
+def test_a_readout_that_lammps_would_not_get_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = written(tmp_path, 1, embedding_specs=SPECS, use_embedding_readout=True)
+    words = ["convert", "--input_model", str(model), "--to", "mliap"]
+    assert read_model.main([*words, "--output", str(tmp_path / "mliap.pt")]) == 2
+    assert "leaves out of the energies that LAMMPS gets" in capsys.readouterr().err
+    assert not (tmp_path / "mliap.pt").exists()
+    words[-1] = "module"
+    assert read_model.main([*words, "--output", str(tmp_path / "plain.model")]) == 0

@@ -22,7 +22,6 @@ from ase.io import read, write
 import parity_cases
 import read_model
 from conftest import ROOT, every, in_the_battery
-from dataloader.batch import Batch
 from dataloader.dataset import Dataset
 from dataloader.labels import TO_EVALUATE
 from dataloader.sources import SourceSpec, open_sources
@@ -30,7 +29,7 @@ from model_utils import evaluate, model_loader
 from model_utils.files import checkpoint
 from model_utils.models import description as model_json
 from model_utils.models import lammps, pickled
-from model_utils.models.build import build_module, default_dtype
+from model_utils.models.build import build_module
 from model_utils.models.mace_import import _unsafe_loading_during_import
 from model_utils.models.network import predict
 from model_utils.models.sandbox import SandboxedObject
@@ -529,28 +528,6 @@ def test_a_damaged_file_is_not_executed(
     assert read_model.main(words) == 0
 
 
-class WithoutGhosts:
-    """What LAMMPS hands an ML-IAP model, for a cluster on one process: every neighbour
-    is an atom of its own.
-    """
-
-    def __init__(self, batch: Batch) -> None:
-        self.nlocal = self.ntotal = batch.n_atoms
-        self.npairs, self.elems = batch.n_edges, batch.species.numpy()
-        self.pair_i, self.pair_j = batch.receivers.numpy(), batch.senders.numpy()
-        self.rij = (batch.positions[batch.senders] - batch.positions[batch.receivers]).numpy()
-        self.eatoms, self.forces = np.zeros(batch.n_atoms), np.zeros((batch.n_atoms, 3))
-
-    def forward_exchange(self, features: torch.Tensor, copied: torch.Tensor, width: int) -> None:
-        copied.copy_(features)
-
-    reverse_exchange = forward_exchange
-
-    def update_pair_forces_gpu(self, pairs: torch.Tensor) -> None:
-        np.add.at(self.forces, self.pair_i, pairs.detach().numpy())
-        np.subtract.at(self.forces, self.pair_j, pairs.detach().numpy())
-
-
 def test_the_mliap_wrapper_computes_our_energies_and_forces(shared_data: Path) -> None:
     """The wrapper's own code on benzene, as LAMMPS calls it."""
     loaded = model_loader.load(shared_data / "mof/test.model", dtype=torch.float64)
@@ -560,15 +537,11 @@ def test_the_mliap_wrapper_computes_our_energies_and_forces(shared_data: Path) -
     network = model_loader.build_network(loaded.module, "reference", loaded.description)
     ours = predict(network, model_loader.trainable(loaded.module), batch, wanted=(), training=False)
     wrapper = lammps.mliap(model_loader.copied(loaded.module), loaded.description.heads[0])
-    found = WithoutGhosts(batch)
-    with default_dtype(torch.float64):
-        wrapper.compute_forces(found)  # type: ignore[attr-defined]
-    energy = float(ours["energy"][0]) + float(batch.reference_energy[0])
-    assert found.eatoms.sum() == pytest.approx(energy, rel=1e-12)
-    assert (
-        np.abs(found.forces - ours["forces"].numpy()).max()
-        < 1e-12 * np.abs(found.forces).max() + 1e-12
-    )
+    energy, forces = lammps.run_mliap(wrapper, batch)
+    expected = float(ours["energy"][0]) + float(batch.reference_energy[0])
+    assert float(energy) == pytest.approx(expected, rel=1e-12)
+    largest = float(forces.abs().max())
+    assert float((forces - ours["forces"]).abs().max()) < 1e-12 * largest + 1e-12
 
 
 def test_mliap_inside_lammps(shared_data: Path, tmp_path: Path) -> None:

@@ -29,8 +29,9 @@ METALS = {
 
 
 def written(folder: Path, seed: int, **changes: object) -> Path:
-    """A ``*_model.pt`` of a network with random weights."""
-    (folder / "m.json").write_text(json.dumps({**METALS, **changes}))
+    """A ``*_model.pt`` of a network with random weights; a field that is None is left out."""
+    fields = {name: value for name, value in {**METALS, **changes}.items() if value is not None}
+    (folder / "m.json").write_text(json.dumps(fields))
     description = model_json.read(folder / "m.json")
     module = model_loader.build(description, torch.float64, seed=seed)
     outputs = Outputs.named(folder / f"seed{seed}_checkpoint.pt", None)

@@ -55,6 +55,7 @@ class Dataset(Selection):
         self.dtype = dtype
         self.free_atoms_only = free_atoms_only
         self.max_neighbors = max_neighbors
+        self.source_names = [str(source.path) for source in self.sources]  # in what is recorded
         self._graphs: dict[tuple[int, int], Graph] = {}
         self._cached_edges = 0
         self._n_edges: NDArray[np.int64] | None = None
@@ -227,8 +228,7 @@ class Dataset(Selection):
         rows_of_part = dict[str, NDArray[np.int64]]()
         names = list[str]()
         numbers = self.head_numbers()
-        for s, source in enumerate(self.sources):
-            name = str(source.path)
+        for s, name in enumerate(self.source_names):
             rows = np.nonzero(owners == s)[0]
             names.append(name if name not in names else f"{name} ({s + 1})")
             name = names[-1]

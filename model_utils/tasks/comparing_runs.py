@@ -20,6 +20,7 @@ from model_utils.models.versions import code_version
 from model_utils.run.beginnings import resume_settings
 from model_utils.run.beginnings.stored_run import StoredRun
 from model_utils.run.folder import run_record
+from model_utils.run.folder.run_record import CHANGEABLE, LENGTHS
 from model_utils.runtime import dtype_name, log, start_log
 from model_utils.settings.declared import OF_THE_COMMAND, OnlyInYaml, Option, declared, names_of
 from model_utils.settings.options import (
@@ -148,9 +149,8 @@ def reproduce(options: ReproduceOptions) -> None:
     else:
         words += ["--output_checkpoint", str(place)]
     print(streams.printable(shlex.join(["python", *words])))
-    for entry in run.stored.history:
-        for line in _continued(entry, place):
-            print(streams.printable(line))
+    for line in _continuations(run, place):
+        print(streams.printable(line))
 
 
 def _needed(run: _Run) -> Iterator[str]:
@@ -189,7 +189,7 @@ def _command(run: _Run, place: Path) -> list[str]:
     if run.record and script in SCRIPTS:
         words = [*_of_the_yaml(run, place), *_flags(SCRIPTS[script], run.record["asked"])]
     elif stored.source is None:
-        words = [*_resolved(run, place)]
+        words = [*_resolved(run, place), *_as_it_began(run)]
     else:
         raise InputError(
             f"{stored.path}: a fine-tuning without run.json, which --run_dir writes; its source "
@@ -215,6 +215,29 @@ def _resolved(run: _Run, place: Path) -> Iterator[str]:
             yield from (f"--{name}", str(place / Path(named).name))
 
 
+def _as_it_began(run: _Run) -> Iterator[str]:
+    """Flags of what a continuation changed, of a run whose own file is all that is known.
+
+    Raises:
+        InputError: it was continued by a version that did not keep what it changed.
+    """
+    if not run.stored.history:
+        return
+    first = run.stored.history[0]
+    if "before" not in first:
+        if first.get("changes"):
+            raise InputError(
+                f"{run.stored.path}: the run was continued with other settings at step "
+                f"{first.get('step')}, and those of before are not kept"
+            )
+        return
+    for option in declared(TrainOptions):
+        if option.name in CHANGEABLE:
+            began = first["before"][option.name]
+            if began is not None and began != run.stored.config.get(option.name):
+                yield from _words(option, began)
+
+
 def _of_the_yaml(run: _Run, place: Path) -> Iterator[str]:
     """What no flag can say, as a list of sources: the file that has it, and what in it
     is not as the run began.
@@ -232,11 +255,7 @@ def _of_the_yaml(run: _Run, place: Path) -> Iterator[str]:
     for option in declared(TrainOptions):
         began = asked.get(option.name)
         is_default = began == option.default and began is not None  # else ``_flags`` says it
-        if (
-            option.name in run_record.CHANGEABLE
-            and is_default
-            and run.stored.config.get(option.name) != began
-        ):
+        if option.name in CHANGEABLE and is_default and run.stored.config.get(option.name) != began:
             yield from _words(option, began)
 
 
@@ -294,11 +313,45 @@ def _words(option: Option, value: Any) -> Sequence[str]:
     return [f"--{option.name}", *(map(str, value) if isinstance(value, list) else [str(value)])]
 
 
-def _continued(entry: Mapping[str, Any], place: Path) -> Iterator[str]:
-    """The command that repeats a continuation with changes, and when it was given."""
-    changes = entry.get("changes", {})
-    if not changes:
-        return
+def _continuations(run: _Run, place: Path) -> Iterator[str]:
+    """The commands that repeat what a run did after its first one, each after a line that says
+    when it was given.
+    """
+    history = run.stored.history
+    last = {name: run.stored.config.get(name) for name in CHANGEABLE}
+    # a run that was begun with --run_dir keeps what was asked for at first
+    asked = run.record.get("asked") or (history[0].get("before", last) if history else last)
+    now = {name: asked.get(name) for name in LENGTHS}
+    for number, entry in enumerate(history):
+        before = entry.get("before", now)
+        if _lengths(before) != _lengths(now):
+            yield from _continued(place, "made longer by its own command", {}, before)
+        later = history[number + 1] if number + 1 < len(history) else {"before": last}
+        epochs, max_steps = entry.get("end", [None, None])
+        after = later.get("before", {"epochs": epochs, "max_steps": max_steps})
+        if entry.get("changes") or _lengths(after) != _lengths(before):
+            when = f"stopped after step {entry.get('step')}, and gone on with"
+            yield from _continued(place, when, entry.get("changes", {}), after)
+        now = after
+    if _lengths(now) != _lengths(last):
+        yield from _continued(place, "made longer by its own command", {}, last)
+
+
+def _lengths(settings: Mapping[str, Any]) -> list[Any]:
+    return [settings.get(name) for name in LENGTHS]
+
+
+def _continued(
+    place: Path, when: str, changes: Mapping[str, Any], after: Mapping[str, Any]
+) -> Iterator[str]:
+    """The command that repeats a continuation.
+
+    Args:
+        place: of the repeated run.
+        when: it was given.
+        changes: settings that it changed, but for the length of the run.
+        after: settings with which the run went on.
+    """
     words: list[str] = []
     for name, value in changes.items():
         words += (
@@ -306,10 +359,8 @@ def _continued(entry: Mapping[str, Any], place: Path) -> Iterator[str]:
             if isinstance(value, bool)
             else [f"--{name}", str(value)]
         )
-    epochs, max_steps = entry.get("end", [None, None])
-    until = ["--epochs", str(epochs)] if epochs is not None else []
-    until += ["--max_steps", str(max_steps)] if max_steps is not None else []
-    yield f"# stopped after step {entry.get('step')}, and gone on with:"
-    yield shlex.join(
-        ["python", "model_utils/resume.py", "--input_model", str(place), *words, *until]
-    )
+    for name in LENGTHS:
+        if after.get(name) is not None:
+            words += [f"--{name}", str(after[name])]
+    yield f"# {when}:"
+    yield shlex.join(["python", "model_utils/resume.py", "--input_model", str(place), *words])

@@ -18,6 +18,7 @@ import yaml
 from dataloader.progress import ProgressBar
 from model_utils.errors import InputError, VerificationError, cannot_write
 from model_utils.files import checkpoint
+from model_utils.files.digest import digest
 from model_utils.files.outputs import Outputs
 from model_utils.runtime import log, start_log
 from model_utils.settings import reading
@@ -52,7 +53,11 @@ def verify(options: VerifyResumeOptions) -> None:
     saved_step = checkpoint.read(killed.checkpoint).content["train_state"]["step"]
     log.info("killed after step %d, the checkpoint is of step %d", step, saved_step)
     if options.planted_fault is not None:
-        plant(killed.checkpoint, options.planted_fault)
+        if not plant(killed.checkpoint, options.planted_fault):
+            raise InputError(
+                f"--planted_fault {options.planted_fault}: the checkpoint of step {saved_step} has "
+                "nothing of it to forget; give other --steps"
+            )
         log.info("planted: the checkpoint forgets its %s", options.planted_fault)
     _run([*command, str(killed.checkpoint), "--resume", "auto"], killed, options.steps)
     _judge(differences(straight, killed), options.planted_fault)
@@ -162,15 +167,19 @@ def _steps_recorded(metrics: Path) -> int:
     return int(json.loads(lines[-1]).get("step", 0)) if lines else 0
 
 
-def plant(path: Path, item: str) -> None:
+def plant(path: Path, item: str) -> bool:
     """Let a checkpoint forget one item of its state; its digest is made anew, so that
-    only the run can notice.
+    only the run can notice. Returns whether there was anything to forget: at the end of an epoch
+    the position within it is 0.
     """
     content = dict(checkpoint.read(path).content)
+    before = digest(content["train_state"])
     FORGET[item](content["train_state"])
+    is_other = digest(content["train_state"]) != before
     for name in ("format_version", "kind"):
         content.pop(name)
     checkpoint.write_checkpoint(path, content)
+    return is_other
 
 
 # What a checkpoint can forget: each changes the state of a run (``train_state``) in place.

@@ -8,8 +8,8 @@ from model_utils.ranks.group import Group
 from model_utils.run import training
 from model_utils.run.assemble import logger_names
 from model_utils.run.beginnings import resume_settings
-from model_utils.run.beginnings.beginning import beginning_of_training
 from model_utils.run.beginnings.continuation import UNCHANGED, Changes
+from model_utils.run.beginnings.deciding import beginning_of_training
 from model_utils.run.beginnings.from_model import beginning_of_finetuning
 from model_utils.run.folder import place
 from model_utils.run.interruption import Interruption

@@ -101,6 +101,30 @@ def test_moved_data_are_found_where_the_flag_says(tmp_path: Path) -> None:
         str(tmp_path / "moved/val.xyz"),
     ]
     assert resume.main(["--input_model", str(stopped), "--max_steps", "9", *moved]) == 0
+    last = json.loads((stopped / "metrics.jsonl").read_text().splitlines()[-1])
+    assert set(last["rows"]) == {"train", "valid"}
+
+
+def test_sources_keep_their_names_however_a_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """resume.py knows where relative paths led to, and records have them as they were typed."""
+    monkeypatch.chdir(tmp_path)
+    flags_in(tmp_path)
+    words = ["--input_json", "tiny.json", "--xyz_train", "train.xyz", "--xyz_val", "./val.xyz"]
+    words += ["--batch_size", "4", "--no_export_mace_model", "--epochs"]
+    assert train_mace.main([*words, "3", "--output_checkpoint", "whole"]) == 0
+    assert train_mace.main([*words, "1", "--output_checkpoint", "run"]) == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for epochs in ("2", "3"):
+        assert resume.main(["--input_model", "../run", "--epochs", epochs]) == 0
+    whole = Outputs.named(tmp_path / "whole/whole_checkpoint.pt", None)
+    run = outputs_in(tmp_path / "run")
+    assert differences(whole, run) == []
+    records = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    names = [set(record["by_source"]) for record in records if record["kind"] == "valid"]
+    assert names == [{"val.xyz"}] * 4
 
 
 def test_other_data_are_refused(

@@ -588,6 +588,57 @@ def test_a_run_is_repeated_bit_for_bit(
         assert differences(outputs_of((tmp_path / run).resolve()), again) == [], run
 
 
+@pytest.mark.parametrize("place", [["--run_dir", "demo"], ["--output_checkpoint", "plain"]])
+def test_a_run_that_went_on_otherwise_is_repeated(
+    place: list[str],
+    words: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Made longer, then by another rate; its schedule has an end, which the length decides."""
+    monkeypatch.chdir(tmp_path)
+    schedule = ["--scheduler", "cosine", "--min_lr", "1e-4", "--epochs", "1"]
+    assert train_mace.main([*words, *schedule, *place]) == 0
+    run = Path("demo/latest" if place[0] == "--run_dir" else "plain")
+    assert resume.main(["--input_model", str(run), "--epochs", "2"]) == 0
+    assert resume.main(["--input_model", str(run), "--lr", "0.002", "--epochs", "3"]) == 0
+    capsys.readouterr()
+    assert read_model.main(["reproduce", str(run)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    commands = [shlex.split(line)[1:] for line in lines if line.startswith("python ")]
+    assert [Path(command[0]).name for command in commands] == [
+        "train_mace.py",
+        "resume.py",
+        "resume.py",
+    ]
+    assert train_mace.main(commands[0][1:]) == 0
+    for command in commands[1:]:
+        assert resume.main(command[1:]) == 0
+    again = outputs_of(tmp_path / "repeated")
+    assert differences(outputs_of((tmp_path / run).resolve()), again) == []
+
+
+def test_a_run_whose_first_settings_are_not_kept_is_not_repeated_as_another(
+    words: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As earlier versions wrote it."""
+    place = tmp_path / "plain"
+    assert train_mace.main([*words, "--epochs", "1", "--output_checkpoint", str(place)]) == 0
+    assert resume.main(["--input_model", str(place), "--lr", "0.002", "--epochs", "2"]) == 0
+    path = outputs_of(place).checkpoint
+    content = dict(checkpoint.read(path).content)
+    del content["train_state"]["history"][0]["before"]
+    for name in ("format_version", "kind"):
+        del content[name]
+    checkpoint.write_checkpoint(path, content)
+    capsys.readouterr()
+    assert read_model.main(["reproduce", str(place)]) == 2
+    assert "those of before are not kept" in capsys.readouterr().err
+
+
 def test_a_run_of_a_yaml_with_sources_and_a_place_is_repeated(
     words: list[str],
     tmp_path: Path,

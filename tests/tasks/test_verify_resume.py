@@ -54,6 +54,15 @@ def test_a_planted_fault_is_found(flags: list[str], capsys: pytest.CaptureFixtur
     assert "metrics.jsonl: train_steps record of step" in shown, "what differs first is named"
 
 
+@in_the_battery
+def test_a_checkpoint_that_has_nothing_to_forget_proves_nothing(
+    flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At the end of an epoch the position within it is 0."""
+    assert verify_resume.main([*flags, "--planted_fault", "position"]) == 2
+    assert "has nothing of it to forget; give other --steps" in capsys.readouterr().err
+
+
 def test_settings_that_fail_by_themselves(
     flags: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

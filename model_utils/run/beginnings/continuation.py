@@ -19,6 +19,7 @@ from model_utils.run.beginnings.resuming import is_same_run
 from model_utils.run.beginnings.same_data import require_same_data
 from model_utils.run.beginnings.stored_run import StoredRun
 from model_utils.run.fit_plan import FitPlan
+from model_utils.run.folder.run_record import CHANGEABLE
 from model_utils.run.optimization import steps_per_epoch
 from model_utils.runtime import log
 from model_utils.settings.options import TrainOptions
@@ -113,7 +114,9 @@ def take_over(
     if changes.begin_with is None or changes.was_begun_before(stored) or was_applied:
         return [*stored.history]
     begun_from = os.path.abspath(changes.begin_with)
-    return [*stored.history, {"step": stored.step, "from": begun_from, **entry}]
+    before = {name: stored.config.get(name) for name in CHANGEABLE}
+    here = {"step": stored.step, "from": begun_from, "before": before, **entry}
+    return [*stored.history, here]
 
 
 def _say_where(stored: StoredRun, plan: FitPlan) -> None:

@@ -22,12 +22,8 @@ from model_utils.run.beginnings import (
     resuming,
     same_source,
 )
-from model_utils.run.beginnings.beginning import (
-    Beginning,
-    NewRun,
-    beginning_of_training,
-    refuse_other_files,
-)
+from model_utils.run.beginnings.beginning import Beginning, NewRun
+from model_utils.run.beginnings.deciding import beginning_of_training, refuse_other_files
 from model_utils.run.beginnings.finetuning import Origin
 from model_utils.run.data import counted, data_log, open_data
 from model_utils.run.data.open_data import TrainingData

@@ -3,6 +3,8 @@ continued run compares (``beginnings.same_data``).
 """
 
 import hashlib
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,10 +20,9 @@ def data_identity(data: TrainingData) -> dict[str, Any]:
     """Files, counts and a hash of content and order of each data set; the paths may
     change, the hash may not.
     """
-    parts: dict[str, Dataset | None] = {"train": data.train, "valid": data.valid, "test": data.test}
     fingerprints = {
         role: {
-            "files": [str(source.path) for source in dataset.sources],
+            "files": list(dataset.source_names),
             "structures": len(dataset),
             "sha256": hashlib.sha256(
                 dataset.places.tobytes() + b"".join(source.content() for source in dataset.sources)
@@ -31,10 +32,30 @@ def data_identity(data: TrainingData) -> dict[str, Any]:
                 b"".join(source.every_record() for source in dataset.sources)
             ).hexdigest(),
         }
-        for role, dataset in parts.items()
-        if dataset is not None
+        for role, dataset in _sets(data).items()
     }
     return {"data": fingerprints, "lmdb_indices": _lmdb_indices(data)}
+
+
+def with_names(data: TrainingData, before: Mapping[str, Any]) -> TrainingData:
+    """The data of a run that goes on, with the names that its files have in its records: a
+    relative path is an absolute one by now, and the files may lie elsewhere.
+
+    Args:
+        data: the data sets, which get the names.
+        before: what ``data_identity`` said of them as the run was stored.
+    """
+    for role, dataset in _sets(data).items():
+        names = [str(name) for name in before.get(role, {}).get("files", ())]
+        if [Path(name).name for name in names] == [Path(n).name for n in dataset.source_names]:
+            dataset.source_names = names
+    return data
+
+
+def _sets(data: TrainingData) -> dict[str, Dataset]:
+    """The data sets that there are, by their role."""
+    sets = {"train": data.train, "valid": data.valid, "test": data.test}
+    return {role: dataset for role, dataset in sets.items() if dataset is not None}
 
 
 def _lmdb_indices(data: TrainingData) -> dict[str, Any] | None:

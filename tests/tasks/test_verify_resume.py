@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from conftest import in_the_battery, pausing
-from model_utils import verify_resume
+from model_utils import train_mace, verify_resume
 from model_utils.tasks import resume_check, same_bits
 
 WAITS_TO_BE_KILLED = """
@@ -54,13 +54,16 @@ def test_a_planted_fault_is_found(flags: list[str], capsys: pytest.CaptureFixtur
     assert "metrics.jsonl: train_steps record of step" in shown, "what differs first is named"
 
 
-@in_the_battery
 def test_a_checkpoint_that_has_nothing_to_forget_proves_nothing(
-    flags: list[str], capsys: pytest.CaptureFixture[str]
+    tiny_json: Path, water_xyz: Callable[..., Path], tmp_path: Path
 ) -> None:
     """At the end of an epoch the position within it is 0."""
-    assert verify_resume.main([*flags, "--planted_fault", "position"]) == 2
-    assert "has nothing of it to forget; give other --steps" in capsys.readouterr().err
+    words = ["--input_json", tiny_json, "--xyz_train", water_xyz("train.xyz", 8), "--epochs", 1]
+    words += ["--xyz_val", water_xyz("val.xyz", 4), "--output_checkpoint", tmp_path / "run"]
+    assert train_mace.main([str(word) for word in words]) == 0
+    path = tmp_path / "run/run_checkpoint.pt"
+    assert not resume_check.plant(path, "position")
+    assert resume_check.plant(path, "moments")
 
 
 def test_settings_that_fail_by_themselves(

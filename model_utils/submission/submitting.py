@@ -28,7 +28,8 @@ mkdir -p {project} && tar xzf sources.tar.gz -C {project} && tar xzf inputs.tar.
 {launcher}{python} {project}/model_utils/{command} --config settings.yaml
 code=$?
 case $code in
-    75 | 138 | 143)  # asked to stop: SLURM requeues no job that ends within its time of grace
+    75 | 129 | 138 | 140 | 143 | 152)
+        # asked to stop: SLURM requeues no job that ends within its time of grace
         if [ -n "$SLURM_JOB_ID" ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {most_restarts} ]; then
             # ends this shell; where it is refused, the job fails with the code
             scontrol requeue "$SLURM_JOB_ID"

@@ -78,6 +78,7 @@ class Interruption:
         self._before_timer: tuple[float, float] | None = None
         self._going_on = 0  # where this was entered: as in a process that was forked
         self._pipe: tuple[int, int] | None = None
+        self._wakeup_before = -1  # where Python wrote signal numbers, as for a loop of asyncio
 
     def __enter__(self) -> "Interruption":
         global _listening
@@ -87,7 +88,7 @@ class Interruption:
             self._before = {
                 number: signal.signal(number, self._on_signal) for number in listened_to()
             }
-            signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
+            self._wakeup_before = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
             self._going_on = _going_on(sys._getframe())
             self._before_unraisable = sys.unraisablehook
             sys.unraisablehook = self._on_unraisable
@@ -108,7 +109,7 @@ class Interruption:
         self._at_once = False
         if self._pipe is not None:
             _listening = False
-            signal.set_wakeup_fd(-1)
+            signal.set_wakeup_fd(self._wakeup_before)
             sys.unraisablehook = self._before_unraisable or sys.__unraisablehook__
             self._no_more_soon()
             for number, handler in self._before.items():

@@ -166,3 +166,25 @@ def test_what_starts_processes_is_called_so() -> None:
     for module, name in STARTS:
         kinds = vars(importlib.import_module(module)).values()
         assert any(name in vars(kind) for kind in kinds if isinstance(kind, type)), (module, name)
+
+
+OF_A_LOOP = """
+import asyncio, os, signal
+from model_utils.run.interruption import Interruption
+
+async def main():
+    heard = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, heard.set)
+    with Interruption():
+        pass
+    os.kill(os.getpid(), signal.SIGUSR1)
+    await asyncio.wait_for(heard.wait(), 60)
+    print("heard")
+
+asyncio.run(main())
+"""
+
+
+def test_a_loop_of_asyncio_hears_its_signals_again() -> None:
+    done = program(OF_A_LOOP)
+    assert done.stdout == "heard\n", done.stderr[-300:]

@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from model_utils.errors import InputError
 from model_utils.ranks import joining
 from model_utils.run.interruption import Interruption
 from model_utils.settings import reading, sections
@@ -49,6 +50,11 @@ def options_of(settings: Mapping[str, Any] | str | Path) -> TrainOptions | Finet
     Raises:
         InputError: a name is unknown, a value is not allowed, or something is missing.
     """
+    if not isinstance(settings, Mapping | str | Path):
+        raise InputError(
+            f"settings are {settings!r:.60}; expected a mapping of settings or the path of a YAML "
+            "file of them"
+        )
     if isinstance(settings, str | Path):
         path = Path(settings)
         content = reading.settings_in(path)
@@ -78,7 +84,7 @@ def train(options: TrainingOptions | Mapping[str, Any] | str | Path) -> "Run":
             ``model_utils.errors``.
     """
     chosen = options if isinstance(options, TrainingOptions) else options_of(options)
-    with Interruption(give_up=joining.giving_up()) as stop, _precision_kept():
+    with Interruption(give_up=joining.giving_up()) as stop, _left_as_it_was():
         from model_utils.tasks import whole_run
 
         group = joining.group_of(stop)
@@ -95,7 +101,7 @@ def resume(options: ResumeOptions) -> "Run":
         InputError, VerificationError, NonFiniteError, SaveError, Preempted: see
             ``model_utils.errors``.
     """
-    with Interruption(give_up=joining.giving_up()) as stop, _precision_kept():
+    with Interruption(give_up=joining.giving_up()) as stop, _left_as_it_was():
         from model_utils.tasks import whole_run
 
         return whole_run.resume(options, stop, joining.group_of(stop))
@@ -107,7 +113,7 @@ def evaluate(options: EvaluateOptions) -> "Evaluation":
     Raises:
         InputError, VerificationError: see ``model_utils.errors``.
     """
-    with _precision_kept():
+    with _left_as_it_was():
         from model_utils.tasks import evaluating
 
         return evaluating.evaluate(options)
@@ -126,12 +132,9 @@ def opened(path: str | Path) -> "Run":
 
 
 @contextmanager
-def _precision_kept() -> Iterator[None]:
-    """Give torch's default precision back, which belongs to the process and which a run sets."""
-    import torch
+def _left_as_it_was() -> Iterator[None]:
+    """Give back what a run sets for the whole process; torch is imported here."""
+    from model_utils import process_state
 
-    before = torch.get_default_dtype()
-    try:
+    with process_state.left_as_it_was():
         yield
-    finally:
-        torch.set_default_dtype(before)

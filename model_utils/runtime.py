@@ -20,7 +20,6 @@ from model_utils.ranks.joining import this_rank
 from model_utils.ranks.rank import Rank
 
 log = logging.getLogger("mace_pretrain")
-logging.raiseExceptions = False  # a line that cannot be written must not print a traceback
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 # the user's word on how CUDA's memory is divided
@@ -153,18 +152,35 @@ def _own_of_several(rank: Rank) -> torch.device:
 
 
 def start_log() -> None:
-    """Log to the terminal alone."""
+    """Log to the terminal, and nowhere else but to handlers that are not ours."""
     rank = this_rank()
+    logging.raiseExceptions = False  # a line that cannot be written must not print a traceback
     if not rank.is_first:
         progress.be_quiet()
     progress.spoken()
     # what all find, the first says
     log.setLevel(logging.INFO if rank.is_first else logging.CRITICAL)
     log.propagate = False
-    for handler in list(log.handlers):
-        log.removeHandler(handler)
-        handler.close()
+    _remove_own_handlers()
     log.addHandler(_formatted(_BesideProgress()))
+
+
+@contextmanager
+def log_left_as_it_was() -> Iterator[None]:
+    """Give the log back: its handlers, its level, and whether others than they hear of it."""
+    before = list(log.handlers)
+    level = log.level
+    is_heard_above = log.propagate
+    raises = logging.raiseExceptions
+    try:
+        yield
+    finally:
+        _remove_own_handlers()
+        for handler in before:
+            log.addHandler(handler)
+        log.setLevel(level)
+        log.propagate = is_heard_above
+        logging.raiseExceptions = raises
 
 
 def speak_of_own() -> None:
@@ -174,7 +190,7 @@ def speak_of_own() -> None:
     rank = this_rank()
     if not rank.is_first:
         log.setLevel(logging.WARNING)
-        for handler in log.handlers:
+        for handler in _own_handlers():
             handler.setFormatter(_OneLine(f"%(asctime)s {rank}: %(message)s", datefmt="%H:%M:%S"))
 
 
@@ -185,14 +201,12 @@ def log_of_a_run(*, with_file: bool) -> Iterator[None]:
     """
     start_log()
     if with_file:
-        log.addHandler(
-            logging.handlers.MemoryHandler(capacity=10**9, flushLevel=logging.CRITICAL + 1)
-        )
+        log.addHandler(_HeldLines(capacity=10**9, flushLevel=logging.CRITICAL + 1))
     try:
         yield
     finally:
-        for handler in list(log.handlers):
-            if isinstance(handler, _LogFile | logging.handlers.MemoryHandler):
+        for handler in _own_handlers():
+            if isinstance(handler, _LogFile | _HeldLines):
                 log.removeHandler(handler)
                 handler.close()
 
@@ -204,11 +218,23 @@ def write_log(path: Path) -> None:
         OSError: it cannot be opened.
     """
     file = _formatted(_LogFile(path))
-    for held in [h for h in log.handlers if isinstance(h, logging.handlers.MemoryHandler)]:
+    for held in [h for h in log.handlers if isinstance(h, _HeldLines)]:
         held.setTarget(file)
         held.close()  # hands its lines on
         log.removeHandler(held)
     log.addHandler(file)
+
+
+def _own_handlers() -> list[logging.Handler]:
+    """Handlers of the log that were made here; a program may have added others."""
+    own = _BesideProgress | _LogFile | _HeldLines
+    return [handler for handler in log.handlers if isinstance(handler, own)]
+
+
+def _remove_own_handlers() -> None:
+    for handler in _own_handlers():
+        log.removeHandler(handler)
+        handler.close()
 
 
 def _formatted(handler: logging.Handler) -> logging.Handler:
@@ -239,6 +265,10 @@ class _BesideProgress(logging.Handler):
         progress.spoken()
         for sentence in streams.news():
             log.warning("warning: %s", sentence)
+
+
+class _HeldLines(logging.handlers.MemoryHandler):
+    """Holds lines until the file that they are for has a name."""
 
 
 class _LogFile(logging.Handler):

@@ -6,6 +6,7 @@ import csv
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -128,6 +129,9 @@ def test_errors_on_other_data(run: Run, folder: Path, capsys: pytest.CaptureFixt
     )
     with pytest.raises(InputError, match="energy"):
         run.test(folder / "test.xyz", energy_key="nowhere")
+    for name in ("input_model", "xyz_path"):
+        with pytest.raises(InputError, match=rf"test\(\) takes no {name}: "):
+            run.test(folder / "test.xyz", **{name: run.model_path})
 
 
 def test_data_are_judged_as_in_the_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -222,6 +226,70 @@ def test_a_logger_of_ones_own(folder: Path) -> None:
     assert (folder / "hooked.txt").read_text().split("\n")[-2].startswith("final ")
 
 
+# the process, which belongs to the program
+
+
+@pytest.fixture
+def settings(folder: Path, tmp_path: Path) -> dict[str, object]:
+    """A run of one step at a place of its own."""
+    return {
+        "input_json": folder / "tiny.json",
+        "train_file": folder / "train.xyz",
+        "valid_file": folder / "val.xyz",
+        "output_checkpoint": tmp_path / "own",
+        "max_steps": 1,
+        "export_mace_model": False,
+    }
+
+
+def test_a_run_has_nothing_of_the_settings_of_another(
+    settings: dict[str, object], tmp_path: Path
+) -> None:
+    threads = torch.get_num_threads()
+    generator = torch.get_rng_state()
+    first = api.train({**settings, "threads": threads + 1, "deterministic": True})
+    second = api.train({**settings, "output_checkpoint": tmp_path / "second"})
+    assert first.state.computed_on["threads"] == threads + 1
+    assert second.state.computed_on["threads"] == threads
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.equal(torch.get_rng_state(), generator)
+
+
+def test_judging_leaves_the_precision(run: Run, folder: Path) -> None:
+    assert next(run.best_model.module.parameters()).dtype == torch.float64
+    run.test(folder / "test.xyz")
+    assert torch.get_default_dtype() == torch.float32
+
+
+def test_modes_of_torch_do_not_reach_a_run(
+    run: Run, settings: dict[str, object], folder: Path
+) -> None:
+    expected = run.test(folder / "test.xyz")
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16), torch.device("meta"):
+        assert run.test(folder / "test.xyz") == expected
+        assert api.train(settings).metrics["valid"]["n_configs"] == 3
+
+
+def test_a_run_stays_where_it_was_made(
+    settings: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(tmp_path)
+    made = api.train({**settings, "output_checkpoint": "own"})
+    again = api.opened("own")
+    monkeypatch.chdir(elsewhere)
+    assert made.folder == again.folder == tmp_path / "own"
+    assert made.state.step == again.state.step == 1
+    assert made.metrics == again.metrics
+
+
+def test_a_dry_run_has_no_records(settings: dict[str, object]) -> None:
+    made = api.train({**settings, "dry_run": True})
+    with pytest.raises(InputError, match=r"there is no .*metrics\.jsonl; a dry run writes none"):
+        _ = made.metrics
+
+
 # settings
 
 
@@ -272,6 +340,12 @@ def test_settings_are_those_of_a_yaml(folder: Path) -> None:
 def test_mistakes_in_settings(settings: dict[str, object], said: str) -> None:
     with pytest.raises(InputError, match=said.replace("?", r"\?")):
         api.options_of(settings)
+
+
+@pytest.mark.parametrize("settings", [None, 5, []])
+def test_settings_of_no_kind(settings: Any) -> None:
+    with pytest.raises(InputError, match="expected a mapping of settings or the path of a YAML"):
+        api.train(settings)
 
 
 def test_what_ends_a_command_is_raised(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

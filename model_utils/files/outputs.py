@@ -96,6 +96,13 @@ class Outputs:
             checkpoint=self._checkpoint, model=self._model, folders=(of_checkpoint, of_model)
         )
 
+    def absolute(self) -> "Outputs":
+        """Absolute names, which hold wherever Python runs later, and follow no folder."""
+        return Outputs(
+            checkpoint=Path(os.path.abspath(self.checkpoint)),
+            model=Path(os.path.abspath(self.model)),
+        )
+
     @classmethod
     def named(cls, output_checkpoint: Path, output_model: Path | None) -> "Outputs":
         """The outputs of a run from what the user typed.

@@ -16,6 +16,7 @@ from model_utils.errors import InputError
 from model_utils.files.outputs import Outputs
 from model_utils.metrics import Metrics
 from model_utils.model_loader import LoadedModel
+from model_utils.process_state import left_as_it_was
 from model_utils.run import objective
 from model_utils.run.beginnings import resume_settings, resuming
 from model_utils.run.beginnings.stored_run import StoredRun
@@ -34,6 +35,11 @@ from model_utils.settings.options import (
 from model_utils.tasks import evaluating
 
 Metric = Mapping[str, float | int | None]
+OF_THE_RUN = {  # settings of evaluate.py that test() does not take: what to do
+    "input_model": "it judges the best model of its run; judge another one by api.evaluate",
+    "xyz_path": "give the data first",
+    "lmdb_path": "give the data first",
+}
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,7 @@ class Run:
         Raises:
             InputError: there is none, or several.
         """
-        return cls(resume_settings.stored_run(path).outputs())
+        return cls(resume_settings.stored_run(path).outputs().absolute())
 
     @property
     def folder(self) -> Path:
@@ -91,6 +97,9 @@ class Run:
     def metrics(self) -> dict[str, Metric]:
         """Errors of the best model by data set (``train``, ``valid``, ``test``), eV and
         eV/Å; empty before the end.
+
+        Raises:
+            InputError: as ``records``.
         """
         final = [record for record in self.records if record.get("kind") == "final"]
         sets = final[-1] if final else {}
@@ -102,9 +111,19 @@ class Run:
 
     @property
     def records(self) -> list[dict[str, Any]]:
-        """Every record of ``metrics.jsonl``, in order."""
-        with input_files.opened(self.outputs.metrics) as file:
-            return [json.loads(line) for line in file]
+        """Every record of ``metrics.jsonl``, in order.
+
+        Raises:
+            InputError: there is none, as after a dry run.
+        """
+        try:
+            with input_files.opened(self.outputs.metrics) as file:
+                return [json.loads(line) for line in file]
+        except FileNotFoundError:
+            raise InputError(
+                f"there is no {self.outputs.metrics}; a dry run writes none, and of any other run "
+                "it was moved or removed"
+            ) from None
 
     def test(self, data: str | Path | Sequence[str | Path], **settings: Any) -> Metrics:
         """Errors of the best model on other data, by the one evaluation that there is.
@@ -116,30 +135,40 @@ class Run:
                 training unless given.
 
         Raises:
-            InputError: the data cannot be used.
+            InputError: the data cannot be used, or a setting is none of those.
         """
-        known = names_of(EvaluateOptions)
-        for name in settings:
-            if name not in known:
-                near = nearest(name, known)
-                hint = f"did you mean {near}?" if near else "those of evaluate.py are known"
-                raise InputError(f"test() knows no setting {name!r:.60}; {hint}")
+        _refuse_unknown(settings)
         paths = [data] if isinstance(data, str | Path) else list(data)
-        stored = self.state
-        plain = {
-            **_as_in_training(stored, settings),
-            "data": [str(path) for path in paths],
-            "input_model": str(self.outputs.model),
-            **settings,
-        }
-        own_loss = (
-            None
-            if any(name in settings for name in names_of(PrintedLossOptions))
-            else _loss_of(stored)
-        )
-        return evaluating.evaluate(
-            reading.from_plain(EvaluateOptions, plain, self.outputs.checkpoint), own_loss
-        ).total
+        with left_as_it_was():
+            stored = self.state
+            plain = {
+                **_as_in_training(stored, settings),
+                **settings,
+                "data": [str(path) for path in paths],
+                "input_model": str(self.outputs.model),
+            }
+            own_loss = (
+                None
+                if any(name in settings for name in names_of(PrintedLossOptions))
+                else _loss_of(stored)
+            )
+            return evaluating.evaluate(
+                reading.from_plain(EvaluateOptions, plain, self.outputs.checkpoint), own_loss
+            ).total
+
+
+def _refuse_unknown(settings: Mapping[str, Any]) -> None:
+    """Raise InputError where ``Run.test`` is given what is no option of an evaluation, or what
+    belongs to the run.
+    """
+    known = names_of(EvaluateOptions)
+    for name in settings:
+        if name in OF_THE_RUN:
+            raise InputError(f"test() takes no {name}: {OF_THE_RUN[name]}")
+        if name not in known:
+            near = nearest(name, known)
+            hint = f"did you mean {near}?" if near else "those of evaluate.py are known"
+            raise InputError(f"test() knows no setting {name!r:.60}; {hint}")
 
 
 def _as_in_training(stored: StoredRun, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -100,9 +100,9 @@ def _trained(
 def _finished(
     options: TrainingOptions, outputs: Outputs, exported: ExportedWeights, group: Group
 ) -> Run:
-    """The run by names that hold when its folders are no longer held; with its weights as
-    safetensors where asked.
+    """The run by names that hold when its folders are no longer held and Python runs elsewhere;
+    with its weights as safetensors where asked.
     """
     if group.rank.is_first and not options.run.dry_run:
         exported.write(options.common, outputs.model)
-    return Run(Outputs(checkpoint=outputs.checkpoint, model=outputs.model))
+    return Run(outputs.absolute())

@@ -13,6 +13,7 @@ from model_utils.run.beginnings.deciding import beginning_of_training
 from model_utils.run.beginnings.from_model import beginning_of_finetuning
 from model_utils.run.folder import place
 from model_utils.run.interruption import Interruption
+from model_utils.runtime import start_log
 from model_utils.settings.options import (
     FinetuneOptions,
     ResumeOptions,
@@ -59,6 +60,7 @@ def resume(options: ResumeOptions, stop: Interruption, group: Group) -> Run:
         InputError, VerificationError, NonFiniteError, SaveError, Preempted: see
             ``model_utils.errors``.
     """
+    start_log()  # before the checkpoint is read, of which there may be something to say
     stored = resume_settings.stored_run(options.input_model)
     settings = resume_settings.train_options(options, stored)
     changes = resume_settings.changes(options, stored)

@@ -194,9 +194,11 @@ def _best(options: GenerateOptions) -> list[Parent]:
         left_out[reason] += 1
         return not reason
 
-    crystals = crystals_of(options.sources.parents, "--parents", takes)
-    for reason in sorted(filter(None, left_out)):
-        log.info("%d parents %s and are left out", left_out[reason], reason)
+    try:
+        crystals = crystals_of(options.sources.parents, "--parents", takes)
+    finally:  # where none is left, it is why
+        for reason in sorted(filter(None, left_out)):
+            log.info("%d parents %s and are left out", left_out[reason], reason)
     wanted = [crystal for crystal in crystals if _is_asked_for(crystal.atoms, options)]
     if not wanted:
         raise InputError(
@@ -245,9 +247,9 @@ def _energies(crystals: Sequence[NamedAtoms], options: GenerateOptions) -> list[
     marks = sorted({str(crystal.atoms.info.get(ENERGY_OF, "")) for crystal in crystals} - {""})
     if len(marks) > 1:
         raise InputError(
-            f"--parents: {ENERGY} is of {len(marks)} models ({', '.join(marks)}), whose energies "
-            "cannot be compared; give crystals that one model relaxed, or name one with "
-            "--input_model"
+            f"--parents: {ENERGY} is of {len(marks)} models or precisions ({', '.join(marks)}), "
+            "whose energies cannot be compared; give crystals that one model relaxed, or name one "
+            "with --input_model"
         )
     for crystal in crystals:
         energy = crystal.atoms.info.get(ENERGY)

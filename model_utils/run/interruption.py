@@ -109,7 +109,8 @@ class Interruption:
         self._at_once = False
         if self._pipe is not None:
             _listening = False
-            signal.set_wakeup_fd(self._wakeup_before)
+            with suppress(ValueError, OSError):  # its owner closed it meanwhile
+                signal.set_wakeup_fd(self._wakeup_before)
             sys.unraisablehook = self._before_unraisable or sys.__unraisablehook__
             self._no_more_soon()
             for number, handler in self._before.items():

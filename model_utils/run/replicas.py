@@ -33,7 +33,7 @@ def require_equal_beginnings(
     """
     if group.rank.size == 1:
         return
-    content = {role: part["sha256"] for role, part in identity["data"].items()}
+    content = {role: part["sha256"] for role, part in identity.items()}
     description = run.writer.description
     network = [
         description.canonical_text(),

@@ -27,7 +27,7 @@ from model_utils.run.advice.crowding import Crowding
 from model_utils.run.assemble import AssembledRun
 from model_utils.run.beginnings.beginning import Beginning
 from model_utils.run.data import counted, shared_indexing
-from model_utils.run.data.data_identity import data_identity
+from model_utils.run.data.data_identity import data_identity, recorded
 from model_utils.run.data.open_data import TrainingData
 from model_utils.run.fit import fit
 from model_utils.run.folder import run_files
@@ -101,7 +101,7 @@ def train_in_place(
         "history": beginning.put_state(run, identity),
         "source": beginning.source,
         "loss_units": dict(units.spread),
-        **identity,
+        **recorded(data, identity),
     }
     idle_settings.warn(run)
     replicas.begin_alike(group, run.state)

@@ -215,7 +215,8 @@ def _minimized(
         )
         with minimizer:
             for _ in minimizer.irun(fmax=criteria.fmax, steps=criteria.max_steps - steps):
-                look()
+                if steps == 0 or minimizer.nsteps:  # else it was looked at by the one before
+                    look()
                 is_minimum = _largest(atoms, criteria, with_cell) < criteria.fmax
                 if is_minimum:
                     break

@@ -177,6 +177,8 @@ def work_of(
         "data": data.hexdigest(),
         "structures": len(structures),
         **dataclasses.asdict(criteria),
+        # earlier versions judged cells by forces that were scaled with them
+        **({"minimum": "by forces and virial"} if criteria.relax_cell else {}),
     }
 
 

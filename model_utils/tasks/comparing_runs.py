@@ -206,10 +206,9 @@ def _resolved(run: _Run, place: Path) -> Iterator[str]:
     in place of the run's.
     """
     yield from ("--config", str(run.stored.outputs().config))
-    changed = [entry for entry in run.stored.history if entry.get("changes")]
-    if changed and run.stored.config.get("max_steps") is not None:
-        # the file has what the continuation was to come to
-        yield from ("--max_steps", str(changed[0]["step"]))
+    stop = _first_stop(run)
+    if stop is not None:
+        yield from ("--max_steps", str(stop))
     for name in PLACES:
         if named := run.stored.config.get(name):
             yield from (f"--{name}", str(place / Path(named).name))
@@ -221,21 +220,32 @@ def _as_it_began(run: _Run) -> Iterator[str]:
     Raises:
         InputError: it was continued by a version that did not keep what it changed.
     """
-    if not run.stored.history:
-        return
-    first = run.stored.history[0]
-    if "before" not in first:
-        if first.get("changes"):
+    first: Mapping[str, Any] = {}
+    for entry in run.stored.history:
+        first = entry.get("before", {})
+        if first:
+            break
+        if {*entry.get("changes", {})} & {*CHANGEABLE}:
             raise InputError(
                 f"{run.stored.path}: the run was continued with other settings at step "
-                f"{first.get('step')}, and those of before are not kept"
+                f"{entry.get('step')}, and those of before are not kept"
             )
-        return
+    said = {"max_steps"} if _first_stop(run) is not None else set()
     for option in declared(TrainOptions):
-        if option.name in CHANGEABLE:
-            began = first["before"][option.name]
+        if option.name in CHANGEABLE and option.name not in said:
+            began = first.get(option.name)
             if began is not None and began != run.stored.config.get(option.name):
                 yield from _words(option, began)
+
+
+def _first_stop(run: _Run) -> int | None:
+    """The step at which the first command ended, where the run's own file says another one: that
+    of the continuation.
+    """
+    continued = [e for e in run.stored.history if e.get("changes") or e.get("before")]
+    if not continued or run.stored.config.get("max_steps") is None:
+        return None
+    return int(continued[0]["step"])
 
 
 def _of_the_yaml(run: _Run, place: Path) -> Iterator[str]:
@@ -320,7 +330,8 @@ def _continuations(run: _Run, place: Path) -> Iterator[str]:
     history = run.stored.history
     last = {name: run.stored.config.get(name) for name in CHANGEABLE}
     # a run that was begun with --run_dir keeps what was asked for at first
-    asked = run.record.get("asked") or (history[0].get("before", last) if history else last)
+    known = [entry["before"] for entry in history if "before" in entry]
+    asked = run.record.get("asked") or (known[0] if known else last)
     now = {name: asked.get(name) for name in LENGTHS}
     for number, entry in enumerate(history):
         before = entry.get("before", now)
@@ -328,7 +339,7 @@ def _continuations(run: _Run, place: Path) -> Iterator[str]:
             yield from _continued(place, "made longer by its own command", {}, before)
         later = history[number + 1] if number + 1 < len(history) else {"before": last}
         epochs, max_steps = entry.get("end", [None, None])
-        after = later.get("before", {"epochs": epochs, "max_steps": max_steps})
+        after = later.get("before", {**before, "epochs": epochs, "max_steps": max_steps})
         if entry.get("changes") or _lengths(after) != _lengths(before):
             when = f"stopped after step {entry.get('step')}, and gone on with"
             yield from _continued(place, when, entry.get("changes", {}), after)

@@ -165,7 +165,7 @@ def test_energies_of_two_models_are_not_compared(
     write(tmp_path / "some.xyz", frames, format="extxyz")
     words = ("--generator", "evolve", "--parents", tmp_path / "some.xyz", "--no_deduplicate")
     assert command(tmp_path / "a", 1, *words) == 2
-    assert "mace_energy is of 2 models" in capsys.readouterr().err
+    assert "mace_energy is of 2 models or precisions" in capsys.readouterr().err
     assert command(tmp_path / "a", 1, *words, "--input_model", models[0]) == 0
 
 

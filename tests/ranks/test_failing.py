@@ -75,7 +75,7 @@ identity = training.data_identity
 def other(data):
     found = identity(data)
     if rank == 1:
-        found["data"]["valid"]["sha256"] = "0" * 64
+        found["valid"]["sha256"] = "0" * 64
     return found
 training.data_identity = other
 """

@@ -624,19 +624,54 @@ def test_a_run_whose_first_settings_are_not_kept_is_not_repeated_as_another(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """As earlier versions wrote it."""
+    """As earlier versions wrote it: one was made longer, then got another rate."""
     place = tmp_path / "plain"
     assert train_mace.main([*words, "--epochs", "1", "--output_checkpoint", str(place)]) == 0
-    assert resume.main(["--input_model", str(place), "--lr", "0.002", "--epochs", "2"]) == 0
+    assert resume.main(["--input_model", str(place), "--epochs", "2"]) == 0
+    forget_settings_of_before(place)
+    capsys.readouterr()
+    assert read_model.main(["reproduce", str(place)]) == 0
+    [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("python")]
+    assert "config.resolved.yaml" in line, "of two epochs, as the run has"
+    assert resume.main(["--input_model", str(place), "--lr", "0.002", "--epochs", "3"]) == 0
+    capsys.readouterr()
+    assert read_model.main(["reproduce", str(place)]) == 0
+    first, second = [
+        shlex.split(line)
+        for line in capsys.readouterr().out.splitlines()
+        if line.startswith("python")
+    ]
+    assert first[first.index("--epochs") + 1] == "2"
+    assert first[first.index("--lr") + 1] == "0.01"
+    assert second[second.index("--epochs") + 1] == "3"
+    forget_settings_of_before(place)
+    assert read_model.main(["reproduce", str(place)]) == 2
+    assert "those of before are not kept" in capsys.readouterr().err
+
+
+def forget_settings_of_before(place: Path) -> None:
     path = outputs_of(place).checkpoint
     content = dict(checkpoint.read(path).content)
-    del content["train_state"]["history"][0]["before"]
+    for entry in content["train_state"]["history"]:
+        entry.pop("before", None)
     for name in ("format_version", "kind"):
         del content[name]
     checkpoint.write_checkpoint(path, content)
+
+
+def test_the_first_command_ends_where_the_run_went_on_otherwise(
+    words: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    place = tmp_path / "plain"
+    begin = [*words, "--max_steps", "1", "--output_checkpoint", str(place)]
+    assert train_mace.main(begin) == 0
+    assert resume.main(["--input_model", str(place), "--lr", "0.002", "--max_steps", "2"]) == 0
     capsys.readouterr()
-    assert read_model.main(["reproduce", str(place)]) == 2
-    assert "those of before are not kept" in capsys.readouterr().err
+    assert read_model.main(["reproduce", str(place)]) == 0
+    flags = printed_command(capsys)
+    assert [flags[k + 1] for k, flag in enumerate(flags) if flag == "--max_steps"] == ["1"]
 
 
 def test_a_run_of_a_yaml_with_sources_and_a_place_is_repeated(

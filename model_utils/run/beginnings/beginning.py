@@ -27,7 +27,6 @@ from model_utils.run.beginnings.continuation import Changes, take_over
 from model_utils.run.beginnings.stored_run import KnownRecords, StoredRun
 from model_utils.run.budget import with_edges_per_batch, with_measured_budget
 from model_utils.run.data import data_log, open_data
-from model_utils.run.data.data_identity import with_names
 from model_utils.run.data.open_data import TrainingData
 from model_utils.run.train_state import Progress
 from model_utils.runtime import log
@@ -311,9 +310,7 @@ class Continued:
 
     def data(self, options: TrainOptions, dtype: torch.dtype) -> TrainingData:
         """Open the data; whether they are those of the run is compared later, by their identity."""
-        facts = self.description.facts()
-        data = open_data.training_data(options, facts, dtype, options.run.seed)
-        return with_names(data, self.stored.data)
+        return open_data.training_data(options, self.description.facts(), dtype, options.run.seed)
 
     def announce_files(self, options: TrainOptions, outputs: Outputs, *, split: bool) -> None:
         """Name the place alone: its files are known from the run's beginning."""

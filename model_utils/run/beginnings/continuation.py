@@ -18,6 +18,7 @@ from model_utils.run.beginnings.resumed_rate import RateChange, change_rate
 from model_utils.run.beginnings.resuming import is_same_run
 from model_utils.run.beginnings.same_data import require_same_data
 from model_utils.run.beginnings.stored_run import StoredRun
+from model_utils.run.data.data_identity import keep_names
 from model_utils.run.fit_plan import FitPlan
 from model_utils.run.folder.run_record import CHANGEABLE
 from model_utils.run.optimization import steps_per_epoch
@@ -99,6 +100,7 @@ def take_over(
         InputError: there is no best model, or the rate would stay 0.
     """
     notes = require_same_data(stored, identity)
+    keep_names(run.data, identity, stored.data)
     load_tensors(run.module, stored.file.tensors, stored.description, str(stored.path))
     run.state.load_state_dict(stored.state)
     _say_where(stored, run.plan)

@@ -24,7 +24,7 @@ def require_same_data(stored: StoredRun, identity: Mapping[str, Any]) -> list[st
     notes = []
     for role in ("train", "valid", "test"):
         theirs = stored.data.get(role, {})
-        ours = identity["data"].get(role, {})
+        ours = identity.get(role, {})
         same_records = theirs.get("records") in (None, ours.get("records"))
         if theirs.get("sha256") == ours.get("sha256") and same_records:
             continue

@@ -16,13 +16,13 @@ from model_utils.run.data.open_data import TrainingData
 INDICES_UP_TO = 100_000
 
 
-def data_identity(data: TrainingData) -> dict[str, Any]:
+def data_identity(data: TrainingData) -> dict[str, dict[str, Any]]:
     """Files, counts and a hash of content and order of each data set; the paths may
     change, the hash may not.
     """
-    fingerprints = {
+    return {
         role: {
-            "files": list(dataset.source_names),
+            "files": [str(source.path) for source in dataset.sources],
             "structures": len(dataset),
             "sha256": hashlib.sha256(
                 dataset.places.tobytes() + b"".join(source.content() for source in dataset.sources)
@@ -34,22 +34,36 @@ def data_identity(data: TrainingData) -> dict[str, Any]:
         }
         for role, dataset in _sets(data).items()
     }
-    return {"data": fingerprints, "lmdb_indices": _lmdb_indices(data)}
 
 
-def with_names(data: TrainingData, before: Mapping[str, Any]) -> TrainingData:
-    """The data of a run that goes on, with the names that its files have in its records: a
-    relative path is an absolute one by now, and the files may lie elsewhere.
+def keep_names(data: TrainingData, identity: Mapping[str, Any], before: Mapping[str, Any]) -> None:
+    """Give files the names that a run has for them in its records: a relative path is an
+    absolute one where it goes on, and the files may lie elsewhere.
 
     Args:
-        data: the data sets, which get the names.
-        before: what ``data_identity`` said of them as the run was stored.
+        data: the data sets, which get the names where their content is that of before.
+        identity: ``data_identity`` of them.
+        before: that of the run as it was stored.
     """
     for role, dataset in _sets(data).items():
-        names = [str(name) for name in before.get(role, {}).get("files", ())]
-        if [Path(name).name for name in names] == [Path(n).name for n in dataset.source_names]:
+        theirs = before.get(role, {})
+        names = [str(name) for name in theirs.get("files", ())]
+        is_same = theirs.get("sha256") == identity[role]["sha256"]
+        if is_same and len(names) == len(dataset.source_names):
             dataset.source_names = names
-    return data
+
+
+def recorded(data: TrainingData, identity: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint keeps of the data: their identity and which records of LMDBs are used,
+    under the names that the run has for its files.
+    """
+    return {
+        "data": {
+            role: {**identity[role], "files": list(dataset.source_names)}
+            for role, dataset in _sets(data).items()
+        },
+        "lmdb_indices": _lmdb_indices(data),
+    }
 
 
 def _sets(data: TrainingData) -> dict[str, Dataset]:
@@ -84,7 +98,7 @@ def _records(
                 "all usable records of the sources in order, less those of the split, "
                 "sampled with the seed"
             ),
-            "sources": [str(dataset.sources[number].path) for number in of_lmdbs],
+            "sources": [dataset.source_names[number] for number in of_lmdbs],
             "structures": int(in_lmdbs.sum()),
             "samples": samples,
             "seed": data.seed,
@@ -93,8 +107,8 @@ def _records(
         }
     return [
         {
-            "source": str(dataset.sources[number].path),
-            "shard": str(part.shard),
+            "source": dataset.source_names[number],
+            "shard": _named(part.shard, dataset.sources[number].path, dataset.source_names[number]),
             "keys": list(part.keys),
             "rows": list(part.rows),
         }
@@ -103,3 +117,10 @@ def _records(
             dataset.places[dataset.places[:, 0] == number, 1]
         )
     ]
+
+
+def _named(shard: Path, source: Path, name: str) -> str:
+    """A shard under the name of its source; its own where the source is a pattern."""
+    return (
+        str(Path(name) / shard.relative_to(source)) if shard.is_relative_to(source) else str(shard)
+    )

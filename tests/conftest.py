@@ -98,6 +98,24 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport() -> Iterator[None]:
+    """A failed test may have printed bytes that are no text, which no worker of xdist can hand
+    on: without this the session would end there, and name no test.
+    """
+    outcome = yield
+    report = outcome.get_result()
+    report.sections = [(name, _as_text(text)) for name, text in report.sections]
+    if report.longrepr is not None:
+        text = str(report.longrepr)
+        if text != _as_text(text):
+            report.longrepr = _as_text(text)
+
+
+def _as_text(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def wait_until(reached: Callable[[], object], what: str) -> None:
     """Wait for something that another process does, however busy the machine is."""
     end = time.monotonic() + HANGING

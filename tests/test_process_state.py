@@ -25,6 +25,7 @@ def _of_a_new_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(log, "propagate", True)
     monkeypatch.setattr(log, "handlers", [])
     monkeypatch.setattr(log, "level", logging.ERROR)
+    monkeypatch.setattr(deterministic, "fill_uninitialized_memory", True)
     yield
     torch.set_float32_matmul_precision("highest")
     log.setLevel(logging.INFO)  # forgets what it knew of its level

@@ -18,9 +18,8 @@ from model_utils.files.outputs import real, sidecar
 from model_utils.models.description import differing_fields
 from model_utils.models.versions import code_version
 from model_utils.run.beginnings import resume_settings
-from model_utils.run.beginnings.stored_run import StoredRun
+from model_utils.run.beginnings.stored_run import CHANGEABLE, LENGTHS, StoredRun
 from model_utils.run.folder import run_record
-from model_utils.run.folder.run_record import CHANGEABLE, LENGTHS
 from model_utils.runtime import dtype_name, log, start_log
 from model_utils.settings.declared import OF_THE_COMMAND, OnlyInYaml, Option, declared, names_of
 from model_utils.settings.options import (

@@ -17,10 +17,9 @@ from model_utils.run.assemble import AssembledRun
 from model_utils.run.beginnings.resumed_rate import RateChange, change_rate
 from model_utils.run.beginnings.resuming import is_same_run
 from model_utils.run.beginnings.same_data import require_same_data
-from model_utils.run.beginnings.stored_run import StoredRun
+from model_utils.run.beginnings.stored_run import CHANGEABLE, StoredRun
 from model_utils.run.data.data_identity import keep_names
 from model_utils.run.fit_plan import FitPlan
-from model_utils.run.folder.run_record import CHANGEABLE
 from model_utils.run.optimization import steps_per_epoch
 from model_utils.runtime import log
 from model_utils.settings.options import TrainOptions

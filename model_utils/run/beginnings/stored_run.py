@@ -15,6 +15,10 @@ from model_utils.files.outputs import Outputs, real, written_at
 from model_utils.models.description import ModelDescription
 from model_utils.runtime import DTYPES
 
+# settings that may change at a named place, and tell runs of an experiment apart
+LENGTHS = ("epochs", "max_steps", "patience")
+# by which runs are told apart, and which a continuation may change
+CHANGEABLE = ("lr", "ema", *LENGTHS)
 KINDS = {  # entry of train_state: its kind; a run cannot go on without these
     "optimizer": dict,
     "scheduler": dict,

@@ -19,6 +19,7 @@ from model_utils.errors import InputError, cannot_write
 from model_utils.files.outputs import Outputs, real
 from model_utils.files.run_names import LATEST, RECORD
 from model_utils.models import description as model_json
+from model_utils.run.beginnings.stored_run import LENGTHS
 from model_utils.run.folder import run_record
 from model_utils.runtime import log
 from model_utils.settings import reading
@@ -31,7 +32,6 @@ from model_utils.settings.options import (
     TrainOptions,
 )
 
-LENGTHS = run_record.LENGTHS
 MOST_OF_A_SECOND = 1000  # runs of one id
 
 

@@ -20,15 +20,12 @@ from typing import Any
 from dataloader import durable, input_files, plain_json, processors
 from dataloader.limits import JSON_BYTES
 from model_utils.files.run_names import RECORD
+from model_utils.run.beginnings.stored_run import CHANGEABLE
 from model_utils.runtime import log
 from model_utils.settings import invoked
 
 FORMAT = 1
 COMMANDS = invoked.COMMANDS  # settings that are commands
-# may change at a named place, and tell runs of an experiment apart
-LENGTHS = ("epochs", "max_steps", "patience")
-# by which runs are told apart, and which a continuation may change
-CHANGEABLE = ("lr", "ema", *LENGTHS)
 PACKAGES = (
     "torch",
     "mace-torch",

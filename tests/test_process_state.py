@@ -26,7 +26,11 @@ def _of_a_new_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(log, "handlers", [])
     monkeypatch.setattr(log, "level", logging.ERROR)
     monkeypatch.setattr(deterministic, "fill_uninitialized_memory", True)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    torch.use_deterministic_algorithms(False)
     yield
+    torch.set_default_dtype(before)
     torch.set_float32_matmul_precision("highest")
     log.setLevel(logging.INFO)  # forgets what it knew of its level
 

@@ -76,6 +76,35 @@ def test_decay_shrinks_only_the_decaying_group() -> None:
         assert torch.equal(p, before[name]) == (name != "linear.weight")
 
 
+@pytest.mark.parametrize("kind", ["adam", "adamw"])
+@pytest.mark.parametrize("amsgrad", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_fused_form_is_torchs_plain_one_up_to_last_bits(
+    kind: str, amsgrad: bool, dtype: torch.dtype
+) -> None:
+    """Over steps of changing size, with decay; in weights of any number of elements."""
+    generator = torch.Generator().manual_seed(3)
+    weights = []
+    for fused in (True, False):
+        module = nn.Module()
+        for number, size in enumerate((1, 7, 64, 1001)):
+            start = torch.linspace(-1.0, 1.0, size, dtype=dtype)
+            module.register_parameter(f"w{number}", nn.Parameter(start))
+        settings = OptimizerSettings(kind=kind, lr=0.01, weight_decay=0.1, amsgrad=amsgrad)
+        optimizer = build_optimizer(module, settings)
+        assert all(group["fused"] for group in optimizer.param_groups)
+        for group in optimizer.param_groups:
+            group["fused"] = fused
+        generator.manual_seed(3)
+        for step in range(30):
+            for p in module.parameters():
+                p.grad = torch.randn(p.shape, generator=generator, dtype=dtype) / (1 + step % 7)
+            optimizer.step()
+        weights.append([p.detach() for p in module.parameters()])
+    for first, second in zip(*weights, strict=True):
+        torch.testing.assert_close(first, second, rtol=0, atol=100 * torch.finfo(dtype).eps)
+
+
 def rates(settings: ScheduleSettings, n: int, *, losses: list[float] | None = None) -> list[float]:
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     schedule = Schedule(optimizer, settings)

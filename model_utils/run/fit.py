@@ -152,6 +152,15 @@ def fit(state: TrainState, data: Steps, plan: FitPlan, hooks: Hooks) -> None:
     run.save_last(reason)
 
 
+def _laid_out_as(parameter: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient with the strides of its parameter: torch's fused optimizers take that for
+    granted, on a CPU without a look.
+    """
+    if gradient.stride() == parameter.stride():
+        return gradient
+    return torch.empty_like(parameter).copy_(gradient)
+
+
 class _Run:
     """One call of ``fit``; whatever must survive it is in the state."""
 
@@ -278,7 +287,7 @@ class _Run:
             scale = torch.clamp(self.plan.clip_grad / (norm + 1e-6), max=1.0)
             torch._foreach_mul_(result.gradients, scale)
         for parameter, gradient in zip(state.parameters.values(), result.gradients, strict=True):
-            parameter.grad = gradient
+            parameter.grad = _laid_out_as(parameter, gradient)
         uncompiled.step(state.optimizer)
         if state.ema is not None:
             state.ema.update(state.parameters)

@@ -166,9 +166,10 @@ def state_of(
     settings: ScheduleSettings | None = None,
     optimizer: str = "adam",
     ema: bool = False,
+    network: EnergyPerElement | None = None,
 ) -> TrainState:
     """A run before its first step."""
-    network = EnergyPerElement()
+    network = EnergyPerElement() if network is None else network
     moved_by = build_optimizer(network.module, OptimizerSettings(kind=optimizer, lr=lr))
     parameters: dict[str, Tensor] = dict(network.module.named_parameters())
     return TrainState(

@@ -6,12 +6,13 @@ of its own in its place.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
 import torch
-from loop_in_memory import Told, Waters, state_of, steps_of
+from loop_in_memory import EnergyPerElement, Told, Waters, state_of, steps_of
+from torch import Tensor, nn
 
 from dataloader.batch import Batch
 from losses import Loss
@@ -179,6 +180,42 @@ def test_accumulated_batches_are_one_large_batch() -> None:
     assert (state.progress.step, whole.progress.step) == (1, 1)
     assert weights(state) == pytest.approx(weights(whole), rel=1e-14)
     assert state.progress.samples == 4
+
+
+class Turned(EnergyPerElement):
+    """The numbers of the elements are sums of three, in a matrix whose gradient lies transposed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        start = torch.arange(6, dtype=torch.float64).view(3, 2) / 10
+        self.module.weight = nn.Parameter(start)
+
+    def outputs(
+        self, parameters: Mapping[str, Tensor], batch: Batch, positions: Tensor, shifts: Tensor
+    ) -> dict[str, Tensor]:
+        """The energies, (n_structures,), eV."""
+        factors = torch.tensor([1.0, -30.0, 0.001], dtype=torch.float64)
+        summed = {"weight": parameters["weight"].t() @ factors}
+        return super().outputs(summed, batch, positions, shifts)
+
+
+@pytest.mark.parametrize("kind", ["adam", "adamw"])
+def test_gradients_reach_the_weights_whose_they_are_also_where_they_lie_transposed(
+    kind: str,
+) -> None:
+    """torch's fused optimizers read gradients as if they lay as their weights do."""
+    states = []
+    for fused in (True, False):
+        state = state_of(optimizer=kind, network=Turned())
+        weight = state.parameters["weight"]
+        [gradient] = torch.autograd.grad((weight.t() @ torch.ones(3).double()).sum(), [weight])
+        assert gradient.stride() != weight.stride()
+        [group] = state.optimizer.param_groups
+        assert group["fused"]
+        group["fused"] = fused
+        states.append(trained(plan_of(3), state=state))
+    first, second = (state.parameters["weight"] for state in states)
+    torch.testing.assert_close(first, second, rtol=1e-12, atol=1e-12)
 
 
 def test_a_record_has_the_rate_of_its_step_also_where_the_schedule_counts_steps() -> None:

@@ -115,14 +115,16 @@ def _moments(groups: list[dict[str, Any]], settings: OptimizerSettings) -> dict[
     """What both take.
 
     torch's fused form goes through the weights once, where the other one goes through them once
-    for each operation: a quarter of the time on a CPU. Its last bits are its own. Which form a
-    run began with is kept in its checkpoints, so that a run goes on as it began.
+    for each operation: a quarter of the time on a CPU. Its last bits are its own; a run goes on in
+    the form that it began with (``TrainState``). On a CPU it does not look at strides, and would
+    write beside a weight that has gaps in memory.
     """
+    weights = [p for group in groups for p in group["params"]]
     return {
         "lr": settings.lr,
         "betas": (settings.beta1, settings.beta2),
         "amsgrad": settings.amsgrad,
-        "fused": all(p.is_floating_point() for group in groups for p in group["params"]),
+        "fused": all(p.is_floating_point() and p.is_contiguous() for p in weights),
     }
 
 

@@ -31,7 +31,7 @@ from model_utils.run.fit_plan import FitPlan, Stage
 from model_utils.run.memory import naming
 from model_utils.run.step import StepResult, loss_and_gradients
 from model_utils.run.steps import Step, Steps
-from model_utils.run.train_state import Tally, TrainState
+from model_utils.run.train_state import Tally, TrainState, laid_out_as
 
 CHECK_EVERY_ON_GPU = 32  # steps between looks at the losses: a look waits for the GPU
 FIRST_RETRY = 30.0  # s until a save that failed is tried again, doubled each time up to
@@ -150,15 +150,6 @@ def fit(state: TrainState, data: Steps, plan: FitPlan, hooks: Hooks) -> None:
         raise
     state.progress.finished = reason
     run.save_last(reason)
-
-
-def _laid_out_as(parameter: Tensor, gradient: Tensor) -> Tensor:
-    """The gradient with the strides of its parameter: torch's fused optimizers take that for
-    granted, on a CPU without a look.
-    """
-    if gradient.stride() == parameter.stride():
-        return gradient
-    return torch.empty_like(parameter).copy_(gradient)
 
 
 class _Run:
@@ -287,7 +278,7 @@ class _Run:
             scale = torch.clamp(self.plan.clip_grad / (norm + 1e-6), max=1.0)
             torch._foreach_mul_(result.gradients, scale)
         for parameter, gradient in zip(state.parameters.values(), result.gradients, strict=True):
-            parameter.grad = _laid_out_as(parameter, gradient)
+            parameter.grad = laid_out_as(parameter, gradient)
         uncompiled.step(state.optimizer)
         if state.ema is not None:
             state.ema.update(state.parameters)

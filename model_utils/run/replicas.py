@@ -80,7 +80,7 @@ def begin_alike(group: Group, state: TrainState) -> None:
 
 def fingerprint(state: TrainState) -> Tensor:
     """Sums of the bits of all tensors that a step changes, (n_tensors,) int64, on the device."""
-    # Adam counts on the host
+    # torch's plain Adam counts on the host
     return torch.stack([_bits(tensor).to(state.device) for tensor in _tensors(state)])
 
 

@@ -17,6 +17,8 @@ from model_utils.run.stored_sums import named_sums, sums_of_named
 from model_utils.runtime import computing
 from optimizer import Schedule
 
+FUSED = "fused"
+
 
 @dataclass
 class Progress:
@@ -122,7 +124,7 @@ class TrainState:
     def state_dict(self) -> dict[str, Any]:
         """All of it but the raw weights, as tensors and plain values."""
         return {
-            "optimizer": _on_cpu(self.optimizer.state_dict()),
+            "optimizer": _on_cpu(_without_form(self.optimizer.state_dict())),
             "scheduler": self.schedule.state_dict(),
             "ema_state_dict": None if self.ema is None else _on_cpu(self.ema.state_dict()),
             **asdict(self.progress),
@@ -133,7 +135,13 @@ class TrainState:
 
     def computed_on(self) -> dict[str, Any]:
         """What decides the last bits besides the code: device, threads, form of the step."""
-        return {**computing(self.device), "step": self.network.kind, **self._sums()}
+        fused = any(group.get("fused") for group in self.optimizer.param_groups)
+        return {
+            **computing(self.device),
+            "step": self.network.kind,
+            "optimizer": FUSED if fused else "plain",
+            **self._sums(),
+        }
 
     def _sums(self) -> dict[str, Any]:
         return {"arithmetic": self.network.arithmetic, "step_parts": self.step_parts}
@@ -152,7 +160,7 @@ class TrainState:
                 "than this version does; resume with the version that wrote it, or start a new "
                 "run from its weights"
             )
-        self.optimizer.load_state_dict(state["optimizer"])
+        self._load_optimizer(state["optimizer"], state["computed_on"].get("optimizer"))
         self.schedule.load_state_dict(state["scheduler"])
         if self.ema is not None:
             if state["ema_state_dict"] is not None:
@@ -165,6 +173,37 @@ class TrainState:
             gradient=state["tally"]["gradient"].to(self.device),
         )
         _restore_random_state(state["rng"], self.device)
+
+    def _load_optimizer(self, stored: Mapping[str, Any], form: str | None) -> None:
+        """Moments, in the strides of their weights, and settings, with the form of the run."""
+        groups = [
+            {**group, "fused": mine["fused"]} if form == FUSED and "fused" in mine else group
+            for group, mine in zip(stored["param_groups"], self.optimizer.param_groups, strict=True)
+        ]
+        self.optimizer.load_state_dict({**stored, "param_groups": groups})
+        for parameter, moments in self.optimizer.state.items():
+            for name, value in moments.items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    moments[name] = laid_out_as(parameter, value)
+
+
+def laid_out_as(parameter: Tensor, tensor: Tensor) -> Tensor:
+    """A tensor of a parameter's shape with the parameter's strides: torch's fused optimizers take
+    that for granted, on a CPU without a look.
+    """
+    if tensor.stride() == parameter.stride():
+        return tensor
+    return torch.empty_like(parameter, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
+
+
+def _without_form(state: Mapping[str, Any]) -> dict[str, Any]:
+    """An optimizer's state in which no group is of the fused form, which ``computed_on`` knows:
+    versions that do not lay gradients out for it would go on with wrong ones.
+    """
+    groups = [
+        {**group, "fused": None} if "fused" in group else group for group in state["param_groups"]
+    ]
+    return {**state, "param_groups": groups}
 
 
 def _random_state(device: torch.device) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Nothing is read or written, and the clock is only looked at, where a test has pu
 of its own in its place.
 """
 
+import copy
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -216,6 +217,67 @@ def test_gradients_reach_the_weights_whose_they_are_also_where_they_lie_transpos
         states.append(trained(plan_of(3), state=state))
     first, second = (state.parameters["weight"] for state in states)
     torch.testing.assert_close(first, second, rtol=1e-12, atol=1e-12)
+
+
+def test_a_weight_with_gaps_in_memory_is_moved_and_nothing_beside_it() -> None:
+    """torch's fused optimizers would write into the gaps."""
+    states = [state_of(network=EnergyPerElement())]
+    network = EnergyPerElement()
+    table = torch.zeros(2, 2, dtype=torch.float64)
+    network.module.weight = nn.Parameter(table[:, 0])
+    assert network.module.weight.stride() == (2,)
+    states.append(state_of(network=network))
+    for state in states:
+        trained(plan_of(3), state=state)
+    first, second = (state.parameters["weight"].detach() for state in states)
+    torch.testing.assert_close(first, second, rtol=1e-12, atol=1e-12)
+    assert not table[:, 1].any()
+
+
+def moved_on(state: TrainState, epochs: int, began: dict[str, Any]) -> TrainState:
+    """A run that goes on from what another one stored, behind its first epoch."""
+    state.load_state_dict(began)
+    return trained(plan_of(epochs), state=state)
+
+
+def stored(state: TrainState) -> dict[str, Any]:
+    """What a checkpoint has of it besides the weights."""
+    return copy.deepcopy(state.state_dict())
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_run_goes_on_with_the_optimizer_that_it_began_with(fused: bool) -> None:
+    whole = state_of(network=Turned())
+    part = state_of(network=Turned())
+    for state in (whole, part):
+        state.optimizer.param_groups[0]["fused"] = fused
+    trained(plan_of(4), state=whole)
+    trained(plan_of(2), state=part)
+    began = stored(part)
+    assert began["computed_on"]["optimizer"] == ("fused" if fused else "plain")
+    # versions that give it gradients as they lie go on with the plain form, which is right
+    assert [group["fused"] for group in began["optimizer"]["param_groups"]] == [None]
+    again = state_of(network=Turned())
+    with torch.no_grad():
+        again.parameters["weight"].copy_(part.parameters["weight"])
+    if not fused:
+        del began["computed_on"]["optimizer"]  # as earlier versions have it
+    moved_on(again, 4, began)
+    assert torch.equal(again.parameters["weight"], whole.parameters["weight"])
+
+
+def test_moments_get_the_strides_of_their_weight() -> None:
+    whole = trained(plan_of(4), state=state_of(network=Turned()))
+    part = trained(plan_of(2), state=state_of(network=Turned()))
+    began = stored(part)
+    for moments in began["optimizer"]["state"].values():
+        for name in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"):
+            moments[name] = moments[name].t().contiguous().t()
+    again = state_of(network=Turned())
+    with torch.no_grad():
+        again.parameters["weight"].copy_(part.parameters["weight"])
+    moved_on(again, 4, began)
+    assert torch.equal(again.parameters["weight"], whole.parameters["weight"])
 
 
 def test_a_record_has_the_rate_of_its_step_also_where_the_schedule_counts_steps() -> None:

@@ -2,7 +2,7 @@
 compositions do not determine.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -102,7 +102,8 @@ def add_isolated(energies: dict[int, float], atom: Structure) -> None:
     if abs(energies.setdefault(z, atom.energy) - atom.energy) > SAME:
         raise InputError(
             f"{atom.identifier}: IsolatedAtom frames of {chemical_symbols[z]} disagree: "
-            f"{energies[z]} and {atom.energy} eV; keep one"
+            f"{energies[z]} and {atom.energy} eV; keep one, or write `head` into those of another "
+            "head"
         )
 
 
@@ -117,6 +118,30 @@ def isolated_by_head(atoms: Iterable[Structure], default: str) -> dict[str, dict
     for atom in atoms:
         add_isolated(by_head.setdefault(atom.head or default, {}), atom)
     return by_head
+
+
+def isolated_of_heads(
+    atoms: Iterable[Structure], heads: Sequence[str], occurring: Collection[str]
+) -> tuple[dict[str, dict[int, float]], list[int]]:
+    """Energies (eV) of isolated atoms by head and atomic number, of a model with these heads.
+
+    Atoms that name no head are of the model's only one, or of the only one that structures
+    beside them are of.
+
+    Args:
+        atoms: isolated ones.
+        heads: of the model.
+        occurring: heads of the structures that have no other source of E0s.
+
+    Returns:
+        The energies, and the atomic numbers of atoms whose head nobody can tell.
+
+    Raises:
+        InputError: one has no energy, or two of one element and head disagree.
+    """
+    known = heads if len(heads) == 1 else [*occurring]
+    by_head = isolated_by_head(atoms, known[0] if len(known) == 1 else "")
+    return by_head, sorted(by_head.pop("", {}))
 
 
 def read_isolated(path: Path, keys: LabelKeys) -> dict[str, dict[int, float]]:

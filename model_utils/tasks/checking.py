@@ -112,7 +112,8 @@ def _findings(
             paths[name] = {number: source.path.name for number, source in enumerate(data.sources)}
     if sets:
         default = options.data.head or (model.heads[0] if model is not None else DEFAULT_HEAD)
-        given = _references(model, isolated, default)
+        several = model is not None and len(model.heads) > 1
+        given = _references(model, isolated, options.data.head or ("" if several else default))
         allow = options.data.allow_missing_labels
         findings += _judged(sets, model, given, paths, default, allow_missing=allow)
         findings.append(_memory(sets[0], model, options.batch_size or BATCH_SIZE))
@@ -386,7 +387,9 @@ def _of_one_head(data: Set, paths: Mapping[int, str], *, allow_missing: bool) ->
 def _references(
     model: ModelDescription | None, isolated: Iterable[Structure], default: str
 ) -> EnergiesByHead:
-    """E0s that are given for each head: in the model.json, by isolated atoms."""
+    """E0s that are given for each head: in the model.json, by isolated atoms; those that name
+    no head are of the default one, or of none where that is empty.
+    """
     given: dict[str, dict[str, dict[int, float]]] = {}
     if model is not None:
         for head, row in zip(model.heads, model.atomic_energies, strict=True):
@@ -394,7 +397,7 @@ def _references(
                 zip(model.atomic_numbers, row, strict=True)
             )
     for atom in isolated:
-        if atom.energy is not None:
+        if atom.energy is not None and (atom.head or default):
             of_head = given.setdefault(atom.head or default, {})
             of_head.setdefault("the IsolatedAtom frames", {})[int(atom.atomic_numbers[0])] = (
                 atom.energy

@@ -37,6 +37,7 @@ PRESETS: dict[str, dict[str, Any]] = {  # mace's foundation sizes: how far equiv
 }
 R_MAX = 5.0  # Å, mace_run_train's default
 DEFAULT_HEAD = "Default"
+NAMELESS = ""  # no head has this name
 METHODS = ("auto", "isolated", "lstsq", "average")
 
 
@@ -113,9 +114,12 @@ def measure(options: MetadataOptions, network: Mapping[str, Any], group: Group) 
     group.once(lambda: _refuse_existing(options))
     heads = network.get("heads")
     _refuse_broken(options, {**network, "heads": heads or [DEFAULT_HEAD]})
-    sums = sums_of(options, float(network["r_max"]), heads[0] if heads else DEFAULT_HEAD, group)
+    # of several heads none is the usual one
+    usual = DEFAULT_HEAD if not heads else heads[0] if len(heads) == 1 else NAMELESS
+    sums = sums_of(options, float(network["r_max"]), usual, group)
     if sums is None:
         return None
+    _assign_nameless(sums, heads or [])
     unknown = set(sums.heads) - set(heads or sums.heads)
     if unknown:
         raise InputError(
@@ -123,6 +127,36 @@ def measure(options: MetadataOptions, network: Mapping[str, Any], group: Group) 
             "`heads` of the model.json, or let `metadata.py init` make one"
         )
     return sums
+
+
+def _assign_nameless(sums: DataSums, heads: Sequence[str]) -> None:
+    """Of isolated atoms that name no head: they are of the only head that the structures are of,
+    or of none, which is said.
+
+    Raises:
+        InputError: structures name none.
+    """
+    nameless = sums.heads.pop(NAMELESS, None)
+    if nameless is None:
+        return
+    if nameless.structures:
+        raise InputError(
+            f"{nameless.structures} structures name no head but the model has {[*heads]}; name it "
+            "with --head, or write `head` into the records"
+        )
+    occurring = [name for name, head in sums.heads.items() if head.structures]
+    if len(occurring) == 1 and not sums.heads[occurring[0]].isolated:
+        sums.heads[occurring[0]].isolated.update(nameless.isolated)
+    else:
+        _say_left_aside(nameless)
+
+
+def _say_left_aside(nameless: HeadSums) -> None:
+    log.warning(
+        "warning: IsolatedAtom frames of %s name no head and are left aside; "
+        "write `head` into them",
+        symbols(list(nameless.isolated)),
+    )
 
 
 def heads_of(sums: DataSums, wanted: Sequence[str] = ()) -> list[str]:
@@ -142,12 +176,7 @@ def heads_of(sums: DataSums, wanted: Sequence[str] = ()) -> list[str]:
         if len(heads) == 1 and not sums.heads[heads[0]].isolated:
             sums.heads[heads[0]].isolated.update(nameless.isolated)
         else:
-            atoms = symbols(list(nameless.isolated))
-            log.warning(
-                "warning: IsolatedAtom frames of %s name no head and are left aside; "
-                "write `head` into them",
-                atoms,
-            )
+            _say_left_aside(nameless)
     if heads != [DEFAULT_HEAD]:
         log.info(
             "heads: %s",

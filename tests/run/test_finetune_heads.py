@@ -227,7 +227,34 @@ def test_what_is_replayed_has_the_head_of_the_replay(
         atom.info["head"] = "pbe"
     write(isolated, atoms, format="extxyz", append=True)
     text = tune({"pbe": 0.0}, "--E0s", "isolated", "--replay", str(isolated), code=2)
-    assert "the training data hold no IsolatedAtom frame" in text
+    assert "IsolatedAtom frames of head replay alone, of which no new structure is" in text
+
+
+def test_isolated_atoms_that_name_no_head_are_of_the_head_that_the_structures_are_of(
+    tune: Callable[..., str], tmp_path: Path
+) -> None:
+    """Where those are of several, nobody can tell; a head of which there is no structure keeps
+    its E0s.
+    """
+    atoms = [Atoms(z, info={"REF_energy": -9.0, "config_type": "IsolatedAtom"}) for z in "HO"]
+    write(tmp_path / "alone.xyz", atoms, format="extxyz")
+    alone = ["--E0s", "isolated", "--train_file", str(tmp_path / "alone.xyz")]
+    shown = tune({"r2scan": 1.0}, *alone)
+    changed = [line.partition("E0 of ")[2] for line in shown.splitlines() if "E0 of" in line]
+    assert [line[:10] for line in changed] == ["H (r2scan)", "O (r2scan)"]
+    text = tune({"pbe": 1.0, "r2scan": 1.0}, *alone, code=2)
+    assert "of H, O name no head, and the structures are of pbe, r2scan" in text
+    for atom in atoms:
+        atom.info["head"] = "pbe"
+    write(tmp_path / "alone.xyz", atoms, format="extxyz")
+    assert "of head pbe alone, of which no new structure is" in tune(
+        {"r2scan": 1.0}, *alone, code=2
+    )
+
+
+def test_energies_for_all_heads_leave_out_the_one_that_is_added(tune: Callable[..., str]) -> None:
+    words = ["--E0s", '{"H": -1.0, "O": -2.0}', "--add_head", "new"]
+    assert "--add_head adds new: give them by head" in tune({"new": 1.0}, *words, code=2)
 
 
 def test_replayed_labels_are_those_of_the_head_that_is_copied(

@@ -555,6 +555,35 @@ def test_the_heads_of_the_data(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "1 structures name no head" in capsys.readouterr().out
 
 
+def test_a_network_of_several_heads_is_not_fitted_to_structures_that_name_none(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Isolated atoms that name none are of the only head of the structures."""
+    network = tmp_path / "two.json"
+    network.write_text(json.dumps({**TINY, "heads": ["a", "b"], "atomic_energies": [[0, 0]] * 2}))
+    atoms = [
+        Atoms(z, info={"REF_energy": e, "config_type": "IsolatedAtom"})
+        for z, e in (("H", -13.0), ("O", -420.0))
+    ]
+    frames = waters(6)
+    for frame in frames[1:]:
+        frame.info["head"] = "b"
+    made = tmp_path / "fitted.json"
+    words = ["fit", "--input_json", str(network), "--xyz_train", str(tmp_path / "h.xyz")]
+    words += ["--output_json", str(made)]
+    write(tmp_path / "h.xyz", [*atoms, *frames], format="extxyz")
+    assert metadata.main(words) == 2
+    assert "1 structures name no head but the model has ['a', 'b']" in capsys.readouterr().err
+    assert not made.exists()
+    of_a = [atom.copy() for atom in atoms]
+    for atom in of_a:
+        atom.info |= {"head": "a", "REF_energy": -7.0}
+    write(tmp_path / "h.xyz", [*of_a, *atoms, *frames[1:]], format="extxyz")
+    code = metadata.main(words)
+    assert code == 0, capsys.readouterr().err
+    assert json.loads(made.read_text())["atomic_energies"] == [[-7.0, -7.0], [-13.0, -420.0]]
+
+
 def test_isolated_atoms_without_a_head_are_those_of_the_only_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -52,10 +52,7 @@ def with_given(origin: Origin, options: FinetuneOptions) -> Origin:
     )
     given.refuse_other_heads(heads, "--E0s")
     if options.add_head and options.data.head == options.add_head and given.for_all:
-        raise InputError(
-            f"--E0s gives energies for every head of the source, and --add_head adds "
-            f"{options.add_head}: give them by head, as '{{\"{options.add_head}\": {{…}}}}'"
-        )
+        raise InputError(_gives_none(options.add_head))
     foreign = sorted(given.elements - set(origin.source.description.atomic_numbers))
     if foreign:
         raise InputError(f"--E0s names {symbols(foreign)}, which the source does not have")
@@ -74,11 +71,28 @@ def with_given(origin: Origin, options: FinetuneOptions) -> Origin:
     return dataclasses.replace(changed, given=by_head, given_by_name=frozenset(given.by_head))
 
 
+def _gives_none(added: str) -> str:
+    """What is wrong where energies for all heads leave out the one that is trained."""
+    return (
+        f"--E0s gives energies for every head of the source, and --add_head adds "
+        f"{added}: give them by head, as '{{\"{added}\": {{…}}}}'"
+    )
+
+
 def warn_of_not_given(origin: Origin, data: Dataset) -> None:
     """Warn of elements of the data to train on for which no energy was given, where it was for
     others: theirs are the source's.
+
+    Raises:
+        InputError: they were given for all heads of the source, and the data are of one that
+            is added.
     """
     occurring = data.elements_by_head()
+    for_all = set(origin.given) - origin.given_by_name
+    added = set(origin.description.heads) - set(origin.source.description.heads)
+    if for_all and not set(origin.given) & set(occurring):
+        for head in sorted(added & set(occurring)):
+            raise InputError(_gives_none(head))
     for head, given in origin.given.items():
         if head not in occurring and head in origin.given_by_name:
             continue
@@ -117,34 +131,55 @@ def of_data(origin: Origin, options: FinetuneOptions, train: TrainOptions) -> Or
     replayed = options.replay_head if options.replay is not None else None
     heads = [head for head in origin.description.heads if head != replayed]
     if options.E0s == "isolated":
-        return _isolated(origin, opened.train, heads, train.data.head or heads[0])
+        return _isolated(origin, opened.train, heads)
     return _shifted(origin, opened.train, heads, train.run.step)
 
 
-def _isolated(origin: Origin, data: Dataset, heads: Sequence[str], default: str) -> Origin:
+def _isolated(origin: Origin, data: Dataset, heads: Sequence[str]) -> Origin:
     """E0s of the IsolatedAtom frames; says which elements of the data have none.
 
     Raises:
-        InputError: there are no such frames, or they are of another head.
+        InputError: there are no such frames, they are of another head, or it cannot be told of
+            which they are.
     """
     atoms = [atom for source in data.sources for atom in source.isolated_atoms]
-    by_head = atomic_energies.isolated_by_head(atoms, default)
+    occurring = data.elements_by_head()
+    new = [head for head in heads if head in occurring]
+    by_head, nameless = atomic_energies.isolated_of_heads(atoms, heads, new)
+    if nameless:
+        raise InputError(
+            f"--E0s isolated: IsolatedAtom frames of {symbols(nameless)} name no head, and the "
+            f"structures are of {', '.join(new)}; write `head` into the frames"
+        )
     unknown = sorted(set(by_head) - set(origin.description.heads))
     if unknown:
         raise InputError(
             f"--E0s isolated: IsolatedAtom frames name head {unknown[0]!r}, which the "
             "model does not have"
         )
-    if not set(by_head) & set(heads):
+    idle = sorted(set(by_head) - set(new))
+    if not set(by_head) & set(new):
+        held = (
+            f"IsolatedAtom frames of head {', '.join(idle)} alone, of which no new structure is: "
+            "write the head of the structures into them"
+            if idle
+            else "no IsolatedAtom frame: add them"
+        )
         raise InputError(
-            "--E0s isolated: the training data hold no IsolatedAtom frame; add them, give --E0s a "
+            f"--E0s isolated: the training data hold {held}, give --E0s a "
             "file of isolated atoms or JSON, or let --E0s shift fit the source's errors"
         )
-    occurring = data.elements_by_head()
+    for head in sorted(set(idle) & set(heads)):
+        log.warning(
+            "warning: IsolatedAtom frames of %s are of head %s, of which no new structure is: it "
+            "keeps its E0s",
+            symbols(sorted(by_head[head])),
+            head,
+        )
     elements = origin.description.atomic_numbers
     rows = []
     for head, row in zip(origin.description.heads, origin.description.atomic_energies, strict=True):
-        values = by_head.get(head, {}) if head in heads else {}
+        values = by_head.get(head, {}) if head in new else {}
         rows.append([values.get(z, before) for z, before in zip(elements, row, strict=True)])
         without = atomic_energies.lacking(sorted(occurring.get(head, ())), values)
         if without and head in heads:

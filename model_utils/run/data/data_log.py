@@ -9,6 +9,7 @@ from dataloader.data_file import Census, Source
 from dataloader.dataset import Dataset
 from dataloader.quantities import QUANTITIES
 from dataloader.sources import Adjusted
+from dataloader.structure import symbols
 from model_utils.runtime import log
 
 
@@ -28,7 +29,16 @@ def compare_energies(data: Dataset, remedy: str) -> None:
     atoms = [
         atom for source in data.sources for atom in source.isolated_atoms if atom.energy is not None
     ]
-    for head, isolated in atomic_energies.isolated_by_head(atoms, facts.heads[0]).items():
+    by_head, nameless = atomic_energies.isolated_of_heads(
+        atoms, facts.heads, [*data.elements_by_head()]
+    )
+    if nameless:
+        log.warning(
+            "warning: IsolatedAtom frames of %s name no head, and are compared with the E0s of "
+            "none; write `head` into them",
+            symbols(nameless),
+        )
+    for head, isolated in by_head.items():
         different = atomic_energies.differences(isolated, own.get(head, {}))
         if different:
             text = (

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from dataloader.dataset import Dataset
 from losses import Loss
 from model_utils import runtime
+from model_utils.errors import InputError
 from model_utils.metrics import Metrics
 from model_utils.physics.records import PhysicsReport
 from model_utils.ranks import joining
@@ -121,13 +122,22 @@ def _judged(
 def _baseline(options: EvaluateOptions, group: Group) -> Baseline | None:
     """The model that --compare_with names, judged before the other, so that a mistake in
     its name costs nothing.
+
+    Raises:
+        InputError: it cannot be read, or does not take the structures.
     """
     if options.reporting.compare_with is None:
         return None
     of_baseline = reporting.options_of_baseline(options)
     opened = opened_models.opened(of_baseline)
     group.connect(opened.device)
-    data = opened.data(of_baseline)
+    try:
+        data = opened.data(of_baseline)
+    except InputError as error:
+        raise InputError(
+            f"the baseline, {options.reporting.compare_with}: {error} (--compare_head names the "
+            "head of it that judges all structures)"
+        ) from None
     collected = reporting.collected_without_points(data)
     total, _ = _judged(of_baseline, opened, data, collected, group)
     return Baseline(total=total, collected=collected, data=data)

@@ -41,6 +41,7 @@ COPIES = {  # of all commands, but for tables of couplings
     "to the device, pageable, blocking, in model_utils/run/closing.py:_judged",
     "to the device, pageable, blocking, in model_utils/run/beginnings/finetuning.py:network_on",
     "to the device, pageable, blocking, in model_utils/run/train_state.py:load_state_dict",
+    "to the device, pageable, blocking, in model_utils/run/train_state.py:_load_optimizer",
     "to the device, pinned, in dataloader/batch.py:__call__",
     "to the host in model_utils/files/pair.py:<dictcomp>",
     "to the host in model_utils/files/pair.py:_best_content",

@@ -114,8 +114,7 @@ def measure(options: MetadataOptions, network: Mapping[str, Any], group: Group) 
     group.once(lambda: _refuse_existing(options))
     heads = network.get("heads")
     _refuse_broken(options, {**network, "heads": heads or [DEFAULT_HEAD]})
-    # of several heads none is the usual one
-    usual = DEFAULT_HEAD if not heads else heads[0] if len(heads) == 1 else NAMELESS
+    usual = _usual_head(heads or [DEFAULT_HEAD])
     sums = sums_of(options, float(network["r_max"]), usual, group)
     if sums is None:
         return None
@@ -127,6 +126,15 @@ def measure(options: MetadataOptions, network: Mapping[str, Any], group: Group) 
             "`heads` of the model.json, or let `metadata.py init` make one"
         )
     return sums
+
+
+def _usual_head(heads: Sequence[str]) -> str:
+    """The head of structures that name none: the only one, or that which ``init`` gives them; of
+    several others none is the usual one.
+    """
+    if DEFAULT_HEAD in heads:
+        return DEFAULT_HEAD
+    return heads[0] if len(heads) == 1 else NAMELESS
 
 
 def _assign_nameless(sums: DataSums, heads: Sequence[str]) -> None:

@@ -134,7 +134,7 @@ class TrainState:
         }
 
     def computed_on(self) -> dict[str, Any]:
-        """What decides the last bits besides the code: device, threads, form of the step."""
+        """What decides last bits besides the code: device, threads, form of step and optimizer."""
         fused = any(group.get("fused") for group in self.optimizer.param_groups)
         return {
             **computing(self.device),
@@ -193,7 +193,7 @@ def laid_out_as(parameter: Tensor, tensor: Tensor) -> Tensor:
     """
     if tensor.stride() == parameter.stride():
         return tensor
-    return torch.empty_like(parameter, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
+    return torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
 
 
 def _without_form(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -138,8 +138,7 @@ def _usual_head(heads: Sequence[str]) -> str:
 
 
 def _assign_nameless(sums: DataSums, heads: Sequence[str]) -> None:
-    """Of isolated atoms that name no head: they are of the only head that the structures are of,
-    or of none, which is said.
+    """What names no head, in data of a network with several: isolated atoms alone.
 
     Raises:
         InputError: structures name none.
@@ -153,13 +152,16 @@ def _assign_nameless(sums: DataSums, heads: Sequence[str]) -> None:
             "with --head, or write `head` into the records"
         )
     occurring = [name for name, head in sums.heads.items() if head.structures]
-    if len(occurring) == 1 and not sums.heads[occurring[0]].isolated:
-        sums.heads[occurring[0]].isolated.update(nameless.isolated)
-    else:
-        _say_left_aside(nameless)
+    _give_isolated(sums, occurring, nameless)
 
 
-def _say_left_aside(nameless: HeadSums) -> None:
+def _give_isolated(sums: DataSums, heads: Sequence[str], nameless: HeadSums) -> None:
+    """Isolated atoms that name no head to the only head of the structures that has none of its
+    own; else they are left aside, which is said.
+    """
+    if len(heads) == 1 and not sums.heads[heads[0]].isolated:
+        sums.heads[heads[0]].isolated.update(nameless.isolated)
+        return
     log.warning(
         "warning: IsolatedAtom frames of %s name no head and are left aside; "
         "write `head` into them",
@@ -181,10 +183,7 @@ def heads_of(sums: DataSums, wanted: Sequence[str] = ()) -> list[str]:
     heads = [name for name, head in sums.heads.items() if head.structures]
     nameless = sums.heads.get(DEFAULT_HEAD)
     if DEFAULT_HEAD not in heads and nameless is not None:
-        if len(heads) == 1 and not sums.heads[heads[0]].isolated:
-            sums.heads[heads[0]].isolated.update(nameless.isolated)
-        else:
-            _say_left_aside(nameless)
+        _give_isolated(sums, heads, nameless)
     if heads != [DEFAULT_HEAD]:
         log.info(
             "heads: %s",

@@ -90,9 +90,9 @@ def warn_of_not_given(origin: Origin, data: Dataset) -> None:
     occurring = data.elements_by_head()
     for_all = set(origin.given) - origin.given_by_name
     added = set(origin.description.heads) - set(origin.source.description.heads)
-    if for_all and not set(origin.given) & set(occurring):
-        for head in sorted(added & set(occurring)):
-            raise InputError(_gives_none(head))
+    left_out = sorted(added & set(occurring))
+    if for_all and left_out and not set(origin.given) & set(occurring):
+        raise InputError(_gives_none(left_out[0]))
     for head, given in origin.given.items():
         if head not in occurring and head in origin.given_by_name:
             continue

@@ -29,9 +29,10 @@ def compare_energies(data: Dataset, remedy: str) -> None:
     atoms = [
         atom for source in data.sources for atom in source.isolated_atoms if atom.energy is not None
     ]
-    by_head, nameless = atomic_energies.isolated_of_heads(
-        atoms, facts.heads, [*data.elements_by_head()]
-    )
+    # which heads occur is looked up only where it is asked for: it goes through all structures
+    is_asked = len(facts.heads) > 1 and any(atom.head is None for atom in atoms)
+    occurring = [*data.elements_by_head()] if is_asked else []
+    by_head, nameless = atomic_energies.isolated_of_heads(atoms, facts.heads, occurring)
     if nameless:
         log.warning(
             "warning: IsolatedAtom frames of %s name no head, and are compared with the E0s of "

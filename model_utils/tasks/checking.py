@@ -23,7 +23,7 @@ from dataloader.portion import Portion
 from dataloader.progress import ProgressBar
 from dataloader.selection import Selection
 from dataloader.sources import open_sources
-from dataloader.structure import Structure
+from dataloader.structure import Structure, symbols
 from model_utils.errors import cannot_write
 from model_utils.models import description as model_json
 from model_utils.models.description import ModelDescription
@@ -112,10 +112,11 @@ def _findings(
             paths[name] = {number: source.path.name for number, source in enumerate(data.sources)}
     if sets:
         default = options.data.head or (model.heads[0] if model is not None else DEFAULT_HEAD)
-        several = model is not None and len(model.heads) > 1
-        given = _references(model, isolated, options.data.head or ("" if several else default))
+        of_atoms = options.data.head or _head_of_nameless_atoms(sets[0], model)
+        given = _references(model, isolated, of_atoms)
         allow = options.data.allow_missing_labels
         findings += _judged(sets, model, given, paths, default, allow_missing=allow)
+        findings += _of_nameless_atoms(isolated, of_atoms, sets[0].name)
         findings.append(_memory(sets[0], model, options.batch_size or BATCH_SIZE))
     return findings, sets
 
@@ -403,6 +404,31 @@ def _references(
                 atom.energy
             )
     return given
+
+
+def _head_of_nameless_atoms(train: Set, model: ModelDescription | None) -> str:
+    """The head of isolated atoms that name none, as in training and in ``init``: the model's only
+    one, that of structures that name none either, or the only one of the structures; empty where
+    nobody can tell.
+    """
+    if model is not None and len(model.heads) == 1:
+        return model.heads[0]
+    heads = list(train.by_head(DEFAULT_HEAD))
+    if model is None and DEFAULT_HEAD in heads:
+        return DEFAULT_HEAD
+    return heads[0] if len(heads) == 1 else ""
+
+
+def _of_nameless_atoms(isolated: Iterable[Structure], head: str, name: str) -> list[Finding]:
+    """Isolated atoms that nothing can be compared with."""
+    left = sorted({int(atom.atomic_numbers[0]) for atom in isolated if not (atom.head or head)})
+    if not left:
+        return []
+    text = (
+        f"IsolatedAtom frames of {symbols(left)} name no head and are compared with nothing; "
+        "write `head` into them"
+    )
+    return [Finding(level="warning", check="E0s", text=text, data=name)]
 
 
 def _memory(data: Set, model: ModelDescription | None, batch_size: int) -> Finding:

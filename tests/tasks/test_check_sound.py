@@ -317,6 +317,20 @@ def test_zero_forces_without_symmetry_are_a_placeholder(check: Callable[..., Fin
     assert any("all forces are exactly 0 in 10 of 10" in text for text in errors(check(frames)))
 
 
+def test_isolated_atoms_without_a_head(check: Callable[..., Findings]) -> None:
+    """They are of the only head of the structures; of several nobody can tell, which is said."""
+    wrong = isolated("Cu", -50.0)
+    (first, second) = ("pbe", "r2scan")
+    of_one = [atoms for atoms in two_heads() if atoms.info["head"] == first]
+    assert any("IsolatedAtom frames" in text for text in errors(check([wrong, *of_one])))
+    found = check([wrong, *two_heads()])
+    assert errors(found) == []
+    (warning,) = errors(found, "warning")
+    assert "IsolatedAtom frames of Cu name no head" in warning
+    named = [isolated("Cu", head=first), isolated("Cu", -150.0, head=second), *two_heads()]
+    assert any("IsolatedAtom frames" in text for text in errors(check(named)))
+
+
 def test_compositions_that_do_not_tell_are_a_warning(
     check: Callable[..., Findings], tmp_path: Path
 ) -> None:

@@ -104,8 +104,8 @@ class Dataset(Selection):
             )
         return (
             f"{source.path}: {source.identifier(i)}: names no head but model.json has "
-            f"{list(heads)}; name it with --head, write `head` into the record, or give the source "
-            "one in the YAML's list of sources"
+            f"{list(heads)}; write `head` into the record, name that of such records with --head "
+            "(in evaluate.py that of all), or give the source one in the YAML's list of sources"
         )
 
     @property

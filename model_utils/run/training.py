@@ -76,6 +76,7 @@ def train_in_place(
         copies.warn_of_copies(data)
         uncounted.warn_of_untrained_heads(data)
         uncounted.warn_of_unjudged_heads(options, data)
+        uncounted.warn_of_elements_without_energies(data)
     beginning.announce_files(options, outputs, split=data.was_split)
     beginning.compare_energies(options, data.train)
     run = assembled(options, outputs, beginning, data, units, device, group)

@@ -109,6 +109,21 @@ def calculator_of_models(
     return calculator
 
 
+def _say_other_heads(read: Sequence[tuple[Source, Structure]], calculator: Calculator) -> None:
+    """Say how many structures name a head by which they are not computed, of networks with
+    several.
+    """
+    several = [potential for potential in calculator.potentials if len(potential.facts.heads) > 1]
+    used = {potential.head for potential in several}
+    others = sum(structure.head not in {None, *used} for _, structure in read)
+    if several and others:
+        log.warning(
+            "warning: %d of %d structures name another head; all are computed by head %s, which "
+            "is given",
+            *(others, len(read), ", ".join(sorted(used))),
+        )
+
+
 def structures_of(
     options: SimulatedOptions, calculator: Calculator, *, with_momenta: bool = False
 ) -> list[NamedAtoms]:
@@ -135,6 +150,7 @@ def structures_of(
     read = [(source, structure) for source in sources for structure in _structures(source)]
     if not read:
         raise InputError(f"there is no structure in {', '.join(map(str, options.data))}")
+    _say_other_heads(read, calculator)
     some_left_out = any(source.census.left_out for source in sources)
     structures = [_named(source, structure, some_left_out) for source, structure in read]
     if with_momenta:

@@ -4,7 +4,7 @@ and writes the findings.
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ from dataloader.portion import Portion
 from dataloader.progress import ProgressBar
 from dataloader.selection import Selection
 from dataloader.sources import open_sources
-from dataloader.structure import Structure, symbols
+from dataloader.structure import Structure
 from model_utils.errors import cannot_write
 from model_utils.models import description as model_json
 from model_utils.models.description import ModelDescription
@@ -34,6 +34,7 @@ from model_utils.run.data.open_data import filters_of, numbers_of, specs_of
 from model_utils.run.data.shared_indexing import index_for_all
 from model_utils.runtime import log, own_cores, start_log
 from model_utils.settings.options import CheckOptions, Role
+from model_utils.tasks import checked_energies
 
 ROWS_AT_ONCE = 1000
 PAIRED = 600  # structures that are compared with one another
@@ -41,9 +42,6 @@ NAMES: dict[Role, str] = {"train": "training", "val": "validation", "test": "tes
 DEFAULTS = (128, 3, 2)  # channels, max_ell, layers where no model.json is given
 R_MAX = 5.0  # Å, likewise
 BATCH_SIZE = 10  # structures, for the estimate of memory
-DEFAULT_HEAD = "Default"
-
-EnergiesByHead = Mapping[str, Mapping[str, Mapping[int, float]]]  # [head][whose][atomic number], eV
 
 
 def check(options: CheckOptions) -> None:
@@ -111,12 +109,14 @@ def _findings(
             sets.append(looked)
             paths[name] = {number: source.path.name for number, source in enumerate(data.sources)}
     if sets:
-        default = options.data.head or (model.heads[0] if model is not None else DEFAULT_HEAD)
-        of_atoms = options.data.head or _head_of_nameless_atoms(sets[0], model)
-        given = _references(model, isolated, of_atoms)
+        default = options.data.head or (
+            model.heads[0] if model is not None else checked_energies.DEFAULT_HEAD
+        )
+        of_atoms = options.data.head or checked_energies.head_of_nameless_atoms(sets[0], model)
+        given = checked_energies.references(model, isolated, of_atoms)
         allow = options.data.allow_missing_labels
         findings += _judged(sets, model, given, paths, default, allow_missing=allow)
-        findings += _of_nameless_atoms(isolated, of_atoms, sets[0].name)
+        findings += checked_energies.nameless_atoms(isolated, of_atoms, sets[0].name)
         findings.append(_memory(sets[0], model, options.batch_size or BATCH_SIZE))
     return findings, sets
 
@@ -341,7 +341,7 @@ def _look(
 def _judged(
     sets: Sequence[Set],
     model: ModelDescription | None,
-    given: EnergiesByHead,
+    given: checked_energies.EnergiesByHead,
     paths: Mapping[str, Mapping[int, str]],
     default: str,
     *,
@@ -366,6 +366,13 @@ def _judged(
         findings += references.undetermined(train, fit, own)
         for whose, values in own.items():
             findings += references.against_references(train, fit, values, whose)
+    for data in sets:
+        for head, part in data.by_head(default).items():
+            findings += references.without_energy(
+                part, given.get(head, {}).get(checked_energies.MODEL_JSON, {})
+            )
+            for whose, values in given.get(head, {}).items() if data is not sets[0] else ():
+                findings += references.against_references(part, None, values, whose)
     by_head = [data.by_head(default) for data in sets]
     for head in dict.fromkeys(head for parts in by_head for head in parts):
         findings += repeats.repeats([parts[head] for parts in by_head if head in parts])
@@ -383,52 +390,6 @@ def _of_one_head(data: Set, paths: Mapping[int, str], *, allow_missing: bool) ->
     findings += references.between_files(data, paths)
     findings += scales.scales(data)
     return findings + scales.stress_sign(data)
-
-
-def _references(
-    model: ModelDescription | None, isolated: Iterable[Structure], default: str
-) -> EnergiesByHead:
-    """E0s that are given for each head: in the model.json, by isolated atoms; those that name
-    no head are of the default one, or of none where that is empty.
-    """
-    given: dict[str, dict[str, dict[int, float]]] = {}
-    if model is not None:
-        for head, row in zip(model.heads, model.atomic_energies, strict=True):
-            given.setdefault(head, {})["model.json"] = dict(
-                zip(model.atomic_numbers, row, strict=True)
-            )
-    for atom in isolated:
-        if atom.energy is not None and (atom.head or default):
-            of_head = given.setdefault(atom.head or default, {})
-            of_head.setdefault("the IsolatedAtom frames", {})[int(atom.atomic_numbers[0])] = (
-                atom.energy
-            )
-    return given
-
-
-def _head_of_nameless_atoms(train: Set, model: ModelDescription | None) -> str:
-    """The head of isolated atoms that name none, as in training and in ``init``: the model's only
-    one, that of structures that name none either, or the only one of the structures; empty where
-    nobody can tell.
-    """
-    if model is not None and len(model.heads) == 1:
-        return model.heads[0]
-    heads = list(train.by_head(DEFAULT_HEAD))
-    if model is None and DEFAULT_HEAD in heads:
-        return DEFAULT_HEAD
-    return heads[0] if len(heads) == 1 else ""
-
-
-def _of_nameless_atoms(isolated: Iterable[Structure], head: str, name: str) -> list[Finding]:
-    """Isolated atoms that nothing can be compared with."""
-    left = sorted({int(atom.atomic_numbers[0]) for atom in isolated if not (atom.head or head)})
-    if not left:
-        return []
-    text = (
-        f"IsolatedAtom frames of {symbols(left)} name no head and are compared with nothing; "
-        "write `head` into them"
-    )
-    return [Finding(level="warning", check="E0s", text=text, data=name)]
 
 
 def _memory(data: Set, model: ModelDescription | None, batch_size: int) -> Finding:

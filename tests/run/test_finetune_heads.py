@@ -138,7 +138,7 @@ def test_what_is_refused_of_heads(tune: Callable[..., str]) -> None:
         (
             ["pbe", None],
             ["--add_head", "new"],
-            "names no head but model.json has ['pbe', 'r2scan', 'new']; name it",
+            "names no head but model.json has ['pbe', 'r2scan', 'new']; write `head`",
         ),
         (
             ["pbe"],
@@ -250,6 +250,46 @@ def test_isolated_atoms_that_name_no_head_are_of_the_head_that_the_structures_ar
     assert "of head pbe alone, of which no new structure is" in tune(
         {"r2scan": 1.0}, *alone, code=2
     )
+
+
+@pytest.mark.parametrize("place", ["beside", "alone"])
+def test_isolated_atoms_of_an_added_head_beside_a_single_one(
+    place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They name no head, as structures of the source's only head may: those beside structures of
+    the new head are of that, and of those in a file of their own nobody can tell.
+    """
+    fields = {**TINY, "hidden_irreps": "4x0e", "atomic_energies": [-13.6, -430.0]}
+    (tmp_path / "one.json").write_text(json.dumps(fields))
+    module = model_loader.build(model_json.read(tmp_path / "one.json"), torch.float64, 3)
+    checkpoint.write_bare_module(tmp_path / "one.model", module)
+    new, old = waters(6), waters(6, seed=9)
+    for frame in new:
+        frame.info["head"] = "new"
+    atoms = [Atoms(z, info={"REF_energy": -9.0, "config_type": "IsolatedAtom"}) for z in "HO"]
+    write(tmp_path / "new.xyz", [*new, *(atoms if place == "beside" else [])], format="extxyz")
+    write(tmp_path / "old.xyz", old, format="extxyz")
+    write(tmp_path / "atoms.xyz", atoms, format="extxyz")
+    words = ["--input_model", str(tmp_path / "one.model"), "--output_checkpoint"]
+    words += [str(tmp_path / "run"), "--add_head", "new", "--E0s", "isolated", "--dry_run"]
+    words += ["--valid_fraction", "0.3"]
+
+    def tuned(*names: str) -> tuple[int, str]:
+        files = [str(tmp_path / name) for name in names]
+        code = finetune.main([*words, "--xyz_train", *files])
+        return code, "".join(capsys.readouterr())
+
+    if place == "alone":
+        code, text = tuned("new.xyz", "old.xyz", "atoms.xyz")
+        assert code == 2
+        assert "of H, O name no head, and the structures are of Default, new" in text
+    of_new = {"alone": [("new.xyz", "atoms.xyz")], "beside": [("new.xyz", "old.xyz"), ("new.xyz",)]}
+    for files in of_new[place]:
+        code, text = tuned(*files)
+        assert code == 0, text
+        changed = [line.partition("E0 of ")[2] for line in text.splitlines() if "E0 of" in line]
+        assert [line[:7] for line in changed] == ["H (new)", "O (new)"]
+        assert "which is given for the file" not in text
 
 
 def test_energies_for_all_heads_leave_out_the_one_that_is_added(tune: Callable[..., str]) -> None:

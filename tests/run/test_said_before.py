@@ -116,6 +116,31 @@ def test_a_file_whose_records_name_another_head(said: Said) -> None:
     assert "name another head" not in said(fields=TWO_HEADS, train=frames, valid=frames)
 
 
+def test_the_head_that_all_records_of_a_file_replace_is_no_warning(said: Said) -> None:
+    """It need not have been meant for the file."""
+    frames = waters(6)
+    for atoms in frames:
+        atoms.info["head"] = "pbe"
+    text = said("--head", "r2", fields=TWO_HEADS, train=frames)
+    assert "t.xyz: 6 of 6 structures name another head than r2, and keep theirs" in text
+    assert text.count("name another head") == 1
+
+
+def test_an_element_whose_energy_a_head_lacks(said: Said) -> None:
+    """Where all E0s are 0 nobody takes them for those of atoms."""
+    lacking = {**TWO_HEADS, "atomic_energies": [[-13.6, -430.0], [-13.6, 0.0]]}
+    first, second = waters(6), waters(3)
+    for head, frames in (("pbe", first), ("r2", second)):
+        for atoms in frames:
+            atoms.info["head"] = head
+    sentence = "structures of head r2 have O, whose E0 is 0 eV there, which says nothing"
+    assert f"validation {sentence}" in said(fields=lacking, train=first, valid=second)
+    assert f"training {sentence}" in said(fields=lacking, train=[*first, *second], valid=first)
+    assert "whose E0 is 0" not in said(fields=lacking, train=first, valid=first)
+    nothing = {**TWO_HEADS, "atomic_energies": [[-13.6, -430.0], [0.0, 0.0]]}
+    assert "whose E0 is 0" not in said(fields=nothing, train=first, valid=second)
+
+
 def test_a_pattern_has_one_rate(said: Said) -> None:
     text = said("--lr_of", "readouts.*=0.001", "readouts.*=0.01", code=2)
     assert "--lr_of names readouts.* twice" in text

@@ -24,7 +24,7 @@ from dataloader.parallel import in_children
 from model_utils import model_loader, relax
 from model_utils.simulation import relaxing
 from model_utils.simulation.relaxation import Criteria, relaxed
-from simulation.conftest import kinds
+from simulation.conftest import METALS, kinds, written
 
 FMAX = 0.002
 
@@ -270,6 +270,23 @@ def test_cells_that_cannot_be_relaxed_are_said(
     words = ("--relax_cell", "--pressure", 5, "--max_steps", 1)
     assert command(models[0], tmp_path / "both.xyz", tmp_path / "c", *words) == 0
     assert "1 of 2 structures are not periodic in three directions" in capsys.readouterr().out
+
+
+def test_structures_that_name_another_head_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["pbe", "r2"]
+    heads = {"heads": names, "atomic_energies": dict.fromkeys(names, METALS["atomic_energies"])}
+    heads |= {"atomic_inter_scale": [1.0] * 2, "atomic_inter_shift": [0.0] * 2}
+    model = written(tmp_path, 1, **heads)
+    frames = [kinds()["molecule"] for _ in range(3)]
+    frames[0].info["head"] = "pbe"
+    frames[1].info["head"] = "r2"
+    write(tmp_path / "heads.xyz", frames, format="extxyz")
+    words = ("--head", "r2", "--max_steps", 1)
+    assert command(model, tmp_path / "heads.xyz", tmp_path / "a", *words) == 0
+    text = capsys.readouterr().out
+    assert "1 of 3 structures name another head; all are computed by head r2" in text
 
 
 def test_held_atoms_stay(models: list[Path], tmp_path: Path) -> None:

@@ -284,6 +284,11 @@ def test_heads_are_compared_with_their_own(check: Callable[..., Findings], tmp_p
     frames, numbers = two_heads(), {"atomic_numbers": [29], "heads": ["pbe", "r2scan"]}
     right = model_json(tmp_path, {"pbe": {"Cu": 3.5}, "r2scan": {"Cu": -96.5}}, **numbers)
     assert errors(check(frames, (), "--input_json", right)) == []
+    exchanged = [labelled(a, head="r2scan") for a in rattled(CUBE, 8, seed=7)]
+    exchanged += [labelled(a, {"Cu": -100.0}, head="pbe") for a in rattled(CUBE, 8, seed=8)]
+    found = errors(check(frames, exchanged, "--input_json", right))
+    of_validation = [text.split(":")[0] for text in found if "in model.json" in text]
+    assert of_validation == ["validation, head r2scan", "validation, head pbe"]
     swapped = model_json(tmp_path, {"pbe": {"Cu": -96.5}, "r2scan": {"Cu": 3.5}}, **numbers)
     found = errors(check(frames, (), "--input_json", swapped))
     assert [text.split(":")[0] for text in found] == ["training, head pbe", "training, head r2scan"]
@@ -297,6 +302,24 @@ def test_heads_are_compared_with_their_own(check: Callable[..., Findings], tmp_p
     right = model_json(tmp_path, {"pbe": {"Cu": 3.5}, "r2scan": {"Cu": -96.5}}, **numbers)
     nameless = errors(check(frames, (), "--input_json", right))
     assert any("15 structures name no head" in text for text in nameless)
+
+
+def test_an_element_that_a_head_has_no_energy_of(
+    check: Callable[..., Findings], tmp_path: Path
+) -> None:
+    """Which ``init`` writes as 0: in any set, and not where nothing has one."""
+    frames = [labelled(atoms) for atoms in alloys(40)]
+    copper = [labelled(atoms) for atoms in rattled(CUBE, 20)]
+    several = {"atomic_numbers": [29, 79]}
+    without = model_json(tmp_path, {"Cu": 3.5, "Au": 0.0}, **several)
+    said = "E0 of Au in model.json is 0 eV, which says nothing"
+    assert any(
+        said in text for text in errors(check(frames, (), "--input_json", without), "warning")
+    )
+    found = errors(check(copper, frames[:8], "--input_json", without), "warning")
+    assert [text.split(":")[0] for text in found if said in text] == ["validation"]
+    none = model_json(tmp_path, {"Cu": 0.0, "Au": 0.0}, **several)
+    assert not any("says nothing" in t for t in errors(check(frames, (), "--input_json", none)))
 
 
 def test_repeats_are_looked_for_within_a_head(check: Callable[..., Findings]) -> None:

@@ -13,14 +13,22 @@ def warn_of_untrained_heads(data: TrainingData) -> None:
     """Say which files have records of other heads than the one that is given for them, and which
     heads stay as they are, since no structure to train on is of theirs.
     """
-    for dataset in (data.train, data.valid, data.test):
-        if dataset is not None:
-            data_log.say_other_heads(dataset.sources)
+    sets = [dataset for dataset in (data.train, data.valid, data.test) if dataset is not None]
+    data_log.say_other_heads([source for dataset in sets for source in dataset.sources])
     untrained = untrained_heads(data.train)
     if untrained:
         log.info(
             "no structure to train on is of head %s: its own weights stay", ", ".join(untrained)
         )
+
+
+def warn_of_elements_without_energies(data: TrainingData) -> None:
+    """Say which elements occur in a head that has no reference energy of them."""
+    remedy = "give one, or write the head of another method into the records"
+    sets = {"training": data.train, "validation": data.valid, "test": data.test}
+    for role, dataset in sets.items():
+        if dataset is not None:
+            data_log.say_zero_energies(dataset, role, remedy)
 
 
 def warn_of_unjudged_heads(options: TrainingOptions, data: TrainingData) -> None:

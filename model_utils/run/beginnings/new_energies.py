@@ -10,10 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataloader import atomic_energies, progress
+from dataloader.data_file import Source
 from dataloader.dataset import Dataset
 from dataloader.errors import InputError
 from dataloader.quantities import ENERGY
-from dataloader.structure import symbols
+from dataloader.sources import Adjusted
+from dataloader.structure import Structure, symbols
 from model_utils import model_loader
 from model_utils.models import description as model_json
 from model_utils.run.beginnings.finetuning import Origin, predicted
@@ -131,18 +133,20 @@ def of_data(origin: Origin, options: FinetuneOptions, train: TrainOptions) -> Or
     replayed = options.replay_head if options.replay is not None else None
     heads = [head for head in origin.description.heads if head != replayed]
     if options.E0s == "isolated":
-        return _isolated(origin, opened.train, heads)
+        return _isolated(origin, opened.train, heads, options)
     return _shifted(origin, opened.train, heads, train.run.step)
 
 
-def _isolated(origin: Origin, data: Dataset, heads: Sequence[str]) -> Origin:
+def _isolated(
+    origin: Origin, data: Dataset, heads: Sequence[str], options: FinetuneOptions
+) -> Origin:
     """E0s of the IsolatedAtom frames; says which elements of the data have none.
 
     Raises:
         InputError: there are no such frames, they are of another head, or it cannot be told of
             which they are.
     """
-    atoms = [atom for source in data.sources for atom in source.isolated_atoms]
+    atoms = [atom for source in data.sources for atom in _atoms_of(source, options)]
     occurring = data.elements_by_head()
     new = [head for head in heads if head in occurring]
     by_head, nameless = atomic_energies.isolated_of_heads(atoms, heads, new)
@@ -190,6 +194,26 @@ def _isolated(origin: Origin, data: Dataset, heads: Sequence[str]) -> Origin:
                 without,
             )
     return _with(origin, rows)
+
+
+def _atoms_of(source: Source, options: FinetuneOptions) -> list[Structure]:
+    """The isolated atoms of a source. The head of structures that name none, where nobody gave it
+    and a fine-tuning chose it, is not that of atoms: their energies may be of the method of the
+    head that is added.
+    """
+    asked = {entry.path for entry in options.data.files("train") if entry.head is not None}
+    if (
+        not isinstance(source, Adjusted)
+        or source.spec.head_of_all
+        or source.head_of_atoms is not None
+        or options.data.head is not None
+        or source.path in asked
+    ):
+        return list(source.isolated_atoms)
+    return [
+        dataclasses.replace(atom, head=own.head)
+        for atom, own in zip(source.isolated_atoms, source.source.isolated_atoms, strict=True)
+    ]
 
 
 def _shifted(origin: Origin, data: Dataset, heads: Sequence[str], step: str) -> Origin:

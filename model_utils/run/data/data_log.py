@@ -63,6 +63,27 @@ def compare_energies(data: Dataset, remedy: str) -> None:
             log.warning(f"warning: {text}", head, atomic_energies.shown(low), remedy)
 
 
+def say_zero_energies(data: Dataset, role: str, remedy: str) -> None:
+    """Warn of elements that occur in a head whose E0 of them is 0 while it has others: nobody gave
+    it one, and energies of such structures are off by that of their atoms.
+
+    Args:
+        data: with the facts of the model.
+        role: of the data, for the message.
+        remedy: what to do.
+    """
+    for head, elements in data.elements_by_head().items():
+        row = data.facts.atomic_energies[data.facts.heads.index(head)]
+        zero = {z for z, e0 in zip(data.facts.atomic_numbers, row, strict=True) if e0 == 0}
+        without = sorted(zero & elements)
+        if without and len(zero) < len(row):
+            log.warning(
+                "warning: %s structures of head %s have %s, whose E0 is 0 eV there, which says "
+                "nothing: their energies are off by that of these atoms (%s)",
+                *(role, head, symbols(without), remedy),
+            )
+
+
 def _label_texts(census: Census) -> str:
     """Which quantities were found under which names, with counts where records differ."""
     names: Counter[str] = Counter()
@@ -155,7 +176,7 @@ def _say_weightless(source: Source) -> None:
 
 
 def say_other_heads(sources: Sequence[Source]) -> None:
-    """Say of which files the records name other heads than the one that is given for the file."""
+    """Say, once for a file, which records name other heads than the one that is given for it."""
     said: set[tuple[Path, str | None]] = set()
     for source in sources:
         if not isinstance(source, Adjusted) or (source.path, source.spec.head) in said:
@@ -167,6 +188,8 @@ def say_other_heads(sources: Sequence[Source]) -> None:
         named = f"{source.path}: {n} of {len(source)} structures name another head"
         if source.spec.head_of_all:
             log.info("%s; all have the head %s, which is given", named, source.spec.head)
+        elif n == len(source):  # of which it need not have been meant
+            log.info("%s than %s, and keep theirs", named, source.spec.head)
         else:
             log.warning(
                 "warning: %s than %s, which is given for the file, and keep theirs; "

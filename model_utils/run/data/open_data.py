@@ -238,6 +238,7 @@ def evaluation_data(options: EvaluateOptions, facts: ModelFacts, dtype: torch.dt
     data_log.say_other_heads(sources)
     if len(dataset) == 0:
         raise InputError("no structure is left to evaluate; look at the files and at --elements")
+    data_log.say_zero_energies(dataset, "evaluated", "take a head that was trained on such ones")
     if not any(is_labelled(names) for source in sources for names in source.census.label_names):
         _say_nothing_is_compared(options, sources)
     return dataset

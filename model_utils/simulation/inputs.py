@@ -23,7 +23,7 @@ from dataloader.needs import FeatureSpec
 from dataloader.record import EVERYTHING
 from dataloader.record_details import HELD_IN_PART, HELD_OTHERWISE
 from dataloader.sources import open_sources
-from dataloader.structure import Structure
+from dataloader.structure import Structure, symbols
 from model_utils.runtime import log
 from model_utils.settings.options import SimulatedOptions
 from model_utils.simulation.calculator import Calculator
@@ -124,6 +124,20 @@ def _say_other_heads(read: Sequence[tuple[Source, Structure]], calculator: Calcu
         )
 
 
+def _say_zero_energies(read: Sequence[tuple[Source, Structure]], calculator: Calculator) -> None:
+    """Warn of elements whose E0 in the head that computes is 0 while others have one."""
+    occurring = {int(z) for _, structure in read for z in structure.atomic_numbers}
+    for potential in calculator.potentials:
+        energies = potential.reference_energies
+        zero = {z for z, energy in energies.items() if energy == 0}
+        if zero & occurring and len(zero) < len(energies):
+            log.warning(
+                "warning: %s: the E0 of %s in head %s is 0 eV, which says nothing: energies of "
+                "structures with it are off by that of the atoms",
+                *(potential.path, symbols(sorted(zero & occurring)), potential.head),
+            )
+
+
 def structures_of(
     options: SimulatedOptions, calculator: Calculator, *, with_momenta: bool = False
 ) -> list[NamedAtoms]:
@@ -151,6 +165,7 @@ def structures_of(
     if not read:
         raise InputError(f"there is no structure in {', '.join(map(str, options.data))}")
     _say_other_heads(read, calculator)
+    _say_zero_energies(read, calculator)
     some_left_out = any(source.census.left_out for source in sources)
     structures = [_named(source, structure, some_left_out) for source, structure in read]
     if with_momenta:

@@ -276,7 +276,8 @@ def test_structures_that_name_another_head_are_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     names = ["pbe", "r2"]
-    heads = {"heads": names, "atomic_energies": dict.fromkeys(names, METALS["atomic_energies"])}
+    energies = METALS["atomic_energies"]
+    heads = {"heads": names, "atomic_energies": {"pbe": energies, "r2": {**energies, "H": 0.0}}}
     heads |= {"atomic_inter_scale": [1.0] * 2, "atomic_inter_shift": [0.0] * 2}
     model = written(tmp_path, 1, **heads)
     frames = [kinds()["molecule"] for _ in range(3)]
@@ -287,6 +288,7 @@ def test_structures_that_name_another_head_are_said(
     assert command(model, tmp_path / "heads.xyz", tmp_path / "a", *words) == 0
     text = capsys.readouterr().out
     assert "1 of 3 structures name another head; all are computed by head r2" in text
+    assert "the E0 of H in head r2 is 0 eV, which says nothing" in text
 
 
 def test_held_atoms_stay(models: list[Path], tmp_path: Path) -> None:

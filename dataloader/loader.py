@@ -268,7 +268,21 @@ class EpochBatches:
         n_edges = dataset.n_edges if budget.edges is not None else None
         self._sizes = (dataset.n_atoms, n_edges)
         self._own, self._shares = dataset.shares()
+        self._n_batches: dict[int, int] = {}
         refuse_oversized(*self._sizes, budget, dataset.name)
+
+    @property
+    def structures_per_epoch(self) -> int:
+        """Structures of an epoch, the same in all."""
+        if not self._shares:
+            return len(self.dataset)
+        return len(self._own) + sum(share.taken for share in self._shares)
+
+    def n_batches(self, epoch: int) -> int:
+        """Batches of an epoch; its plan is made once for that."""
+        if epoch not in self._n_batches:
+            self._n_batches[epoch] = len(self.plan(epoch))
+        return self._n_batches[epoch]
 
     def plan(self, epoch: int) -> PlannedBatches:
         """Indices of the structures of every batch of an epoch."""

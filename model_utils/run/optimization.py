@@ -13,6 +13,7 @@ from model_utils.errors import InputError
 from model_utils.models.description import ModelDescription
 from model_utils.models.freezing import freeze
 from model_utils.run.ema import ExponentialMovingAverage
+from model_utils.run.step_counts import length_of_run
 from model_utils.run.table_entry import entry_of
 from model_utils.run.train_state import Tally, TrainState
 from model_utils.run.uncompiled import methods_stay_as_they_are
@@ -99,13 +100,6 @@ def optimizer_settings(options: OptimizerOptions) -> OptimizerSettings:
     )
 
 
-def steps_per_epoch(options: TrainingOptions, batches: EpochBatches) -> int:
-    """Optimizer steps of the first epoch; later ones have about as many where
-    batches have a budget.
-    """
-    return math.ceil(len(batches.plan(0)) / options.optimizer.accumulate_batches)
-
-
 def schedule_settings(options: TrainingOptions, batches: EpochBatches) -> ScheduleSettings:
     """The schedule, with the numbers that its kind uses; one with an end has it where
     the run ends, or as told.
@@ -115,10 +109,11 @@ def schedule_settings(options: TrainingOptions, batches: EpochBatches) -> Schedu
     """
     chosen = options.optimizer
     kind = entry_of(SCHEDULES, chosen.scheduler, "--scheduler")
-    per_epoch = steps_per_epoch(options, batches)
-    steps = options.run.epochs * per_epoch
-    steps = min(steps, options.run.max_steps or steps)
-    horizon = steps if chosen.scheduler_unit == "step" else steps / per_epoch
+    horizon: float = options.run.epochs
+    if chosen.scheduler_unit == "step":
+        horizon = length_of_run(options, batches).steps
+    elif options.run.max_steps is not None:
+        horizon = length_of_run(options, batches).epochs
     if options.running.scheduler_length is not None:
         horizon = _length_of_schedule(options, kind, horizon)
     used = {name: getattr(chosen, option) for name, option in kind.uses.items()}

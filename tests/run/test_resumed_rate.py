@@ -11,14 +11,20 @@ import pytest
 import torch
 from torch import nn
 
+from dataloader.batching import Budget
 from losses import Loss
 from model_utils.errors import InputError
 from model_utils.run.beginnings.resumed_rate import RateChange, change_rate
 from model_utils.run.fit_plan import FitPlan, Stage
+from model_utils.run.step_counts import StepCounts
 from model_utils.run.train_state import Progress
 from optimizer import Schedule, ScheduleSettings
 
 PER_EPOCH = 3
+ALIKE: Any = SimpleNamespace(
+    n_batches=lambda epoch: PER_EPOCH, structures_per_epoch=PER_EPOCH, budget=Budget(structures=1)
+)
+COUNTS = StepCounts(ALIKE, 1)
 KINDS = ("plateau", "step", "exponential", "cosine", "onecycle", "constant")
 X = 3e-4
 
@@ -66,7 +72,7 @@ class Run:
         plan = FitPlan(epochs=self.epochs, stages=(Stage(loss=Loss.of()), *self.later))
         stored, self.stored = self.stored, {**self.stored, "epochs": self.epochs}
         run: Any = SimpleNamespace(schedule=self.schedule, progress=self.progress)
-        return change_rate(run, plan, PER_EPOCH, stored, RateChange(**change)) if new else []
+        return change_rate(run, plan, COUNTS, stored, RateChange(**change)) if new else []
 
 
 def later(kind: str, unit: str, begin: float, end: float, left: float = 1.0) -> list[float]:

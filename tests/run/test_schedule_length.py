@@ -7,13 +7,17 @@ from typing import Any
 import pytest
 import torch
 
+from dataloader.batching import Budget
 from model_utils.errors import InputError
 from model_utils.run import optimization
 from model_utils.settings import reading
 from model_utils.settings.options import TrainOptions
 from optimizer import Schedule
 
-Batches: Any = SimpleNamespace(plan=lambda epoch: [None] * 6)  # six batches to an epoch
+# six batches to an epoch
+Batches: Any = SimpleNamespace(
+    n_batches=lambda epoch: 6, structures_per_epoch=6, budget=Budget(structures=1)
+)
 NEEDED = {
     "input_json": "m.json",
     "output_checkpoint": "run",

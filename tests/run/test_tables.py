@@ -19,6 +19,7 @@ import losses
 import optimizer
 from conftest import ROOT
 from dataloader.batch import Label
+from dataloader.batching import Budget
 from losses import LOSSES, SHAPES, Loss, LossSettings, NamedLoss, Shape, Term, error_sums
 from model_utils.errors import InputError
 from model_utils.models import architecture
@@ -26,6 +27,7 @@ from model_utils.run import loggers, objective, optimization
 from model_utils.run.beginnings.resumed_rate import RateChange, change_rate
 from model_utils.run.fit_plan import FitPlan, Stage
 from model_utils.run.loggers import LOGGERS
+from model_utils.run.step_counts import StepCounts
 from model_utils.run.table_entry import entry_of
 from model_utils.run.train_state import Progress
 from model_utils.settings import reading
@@ -44,7 +46,10 @@ from optimizer import (
     build_optimizer,
 )
 
-Batches = SimpleNamespace(plan=lambda epoch: [None] * 6)  # six batches to an epoch
+# six batches to an epoch
+Batches: Any = SimpleNamespace(
+    n_batches=lambda epoch: 6, structures_per_epoch=6, budget=Budget(structures=1)
+)
 
 
 def options_of(tmp_path: Any, **settings: Any) -> TrainOptions:
@@ -81,7 +86,7 @@ def polynomial(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("polynomial")
 def test_a_schedule_that_was_added_runs_resumes_and_has_an_end(tmp_path: Any) -> None:
     options = options_of(tmp_path, scheduler="polynomial", lr_factor=0.5, min_lr=0.2, epochs=4)
-    settings = optimization.schedule_settings(options, Batches)  # type: ignore[arg-type]
+    settings = optimization.schedule_settings(options, Batches)
     assert (settings.factor, settings.horizon) == (0.5, 4.0)
     schedule = Schedule(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0), settings)
     rates = [schedule.rate()]
@@ -108,8 +113,8 @@ def test_a_longer_run_would_stand_still_after_the_end_of_an_added_schedule() -> 
     with pytest.raises(
         InputError, match="the polynomial schedule has come down to rate 0 by epoch 4 and stays"
     ):
-        change_rate(run, plan, 6, stored, RateChange())
-    notes = change_rate(run, plan, 6, stored, RateChange(lr=0.5))
+        change_rate(run, plan, StepCounts(Batches, 1), stored, RateChange())
+    notes = change_rate(run, plan, StepCounts(Batches, 1), stored, RateChange(lr=0.5))
     assert notes[-1].startswith("polynomial schedule: 0.5 now, 0.0625 in the last epoch")
 
 

@@ -2,7 +2,6 @@
 without them.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import fields
 from fnmatch import fnmatchcase
@@ -11,7 +10,7 @@ from losses import LOSSES
 from model_utils import model_loader
 from model_utils.run.assemble import AssembledRun
 from model_utils.run.objective import has_term, weight_schedules
-from model_utils.run.optimization import steps_per_epoch
+from model_utils.run.step_counts import length_of_run
 from model_utils.runtime import log
 from model_utils.settings import terms
 from model_utils.settings.options import (
@@ -41,9 +40,9 @@ def warn(run: AssembledRun) -> None:
 
 def _length(run: AssembledRun) -> float:
     """Epochs that the whole run has."""
-    steps = run.options.run.max_steps
-    by_steps = math.inf if steps is None else steps / steps_per_epoch(run.options, run.batches)
-    return min(run.options.run.epochs, by_steps)
+    if run.options.run.max_steps is None:
+        return float(run.options.run.epochs)
+    return length_of_run(run.options, run.batches).epochs
 
 
 def _of_stage_two(options: TrainingOptions) -> Iterator[str]:
@@ -102,13 +101,13 @@ def _of_the_rate(run: AssembledRun, length: float) -> Iterator[str]:
     chosen = run.options.optimizer
     if not chosen.ema and chosen.ema_decay != OptimizerOptions.ema_decay:
         yield "--ema_decay is given and --ema is not: it changes nothing"
-    by_steps = chosen.scheduler_unit == "step"
-    whole = length * steps_per_epoch(run.options, run.batches) if by_steps else length
     uses = set(SCHEDULES[chosen.scheduler].uses.values())
     of_schedules = {option for kind in SCHEDULES.values() for option in kind.uses.values()}
     for name in sorted(of_schedules - uses):
         if getattr(chosen, name) != getattr(OptimizerOptions, name):
             yield f"--{name} changes nothing: --scheduler {chosen.scheduler} does not use it"
+    by_steps = chosen.warmup > 0 and chosen.scheduler_unit == "step"
+    whole = length_of_run(run.options, run.batches).steps if by_steps else length
     if chosen.warmup >= whole:
         yield (
             f"--warmup {chosen.warmup:g} lasts as long as the run of {whole:g} "

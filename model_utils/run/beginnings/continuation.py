@@ -20,7 +20,7 @@ from model_utils.run.beginnings.same_data import require_same_data
 from model_utils.run.beginnings.stored_run import CHANGEABLE, StoredRun
 from model_utils.run.data.data_identity import keep_names
 from model_utils.run.fit_plan import FitPlan
-from model_utils.run.optimization import steps_per_epoch
+from model_utils.run.step_counts import step_counts
 from model_utils.runtime import log
 from model_utils.settings.options import TrainOptions
 
@@ -169,8 +169,8 @@ def _applied(stored: StoredRun, changes: Changes, run: AssembledRun) -> list[str
     if state.ema is None and stored.has_ema:
         notes.append("EMA ends")
     rate = RateChange(lr=changes.lr, anew=changes.reset_scheduler)
-    steps = steps_per_epoch(run.options, run.batches)
-    notes += change_rate(state, run.plan, steps, stored.config, rate)
+    counts = step_counts(run.options, run.batches)
+    notes += change_rate(state, run.plan, counts, stored.config, rate)
     if changes.lr is not None and not changes.resume_best:
         notes.append("the optimizer's moments are kept")
     return notes

@@ -10,6 +10,7 @@ from typing import Any
 from model_utils.errors import InputError
 from model_utils.run.fit_plan import FitPlan
 from model_utils.run.log_lines import number_word
+from model_utils.run.step_counts import StepCounts
 from model_utils.run.train_state import TrainState
 from model_utils.runtime import log
 from optimizer import Schedule
@@ -38,13 +39,13 @@ class Rest:
         return math.ceil(min(self.end, self.governed)) - 1.0
 
 
-def rest_of_run(state: TrainState, plan: FitPlan, steps_per_epoch: int) -> Rest:
+def rest_of_run(state: TrainState, plan: FitPlan, counts: StepCounts) -> Rest:
     """What is left of a run.
 
     Args:
         state: where it stands.
         plan: how long it is.
-        steps_per_epoch: optimizer steps of an epoch; where batches have a budget, of the first.
+        counts: optimizer steps of the run's epochs.
     """
     progress = state.progress
     schedule = state.schedule
@@ -52,9 +53,12 @@ def rest_of_run(state: TrainState, plan: FitPlan, steps_per_epoch: int) -> Rest:
     now = schedule.time()
 
     def until(epoch: int, steps: int | None = None) -> float:
-        left = (epoch - progress.epoch) * steps_per_epoch - progress.steps_in_epoch
-        left = left if steps is None else min(left, steps - progress.step)
-        return now + (left if by_steps else (left + progress.steps_in_epoch) / steps_per_epoch)
+        if steps is None and not by_steps:
+            return now + epoch - progress.epoch
+        done = progress.steps_in_epoch
+        most = None if steps is None else steps - progress.step + done
+        left = counts.between(progress.epoch, epoch, most)
+        return now + (left.steps - done if by_steps else left.epochs)
 
     end = until(plan.epochs, plan.max_steps)
     number = next_with_a_rate(state, plan)
@@ -86,7 +90,7 @@ class RateChange:
 def change_rate(
     state: TrainState,
     plan: FitPlan,
-    steps_per_epoch: int,
+    counts: StepCounts,
     stored: Mapping[str, Any],
     change: RateChange,
 ) -> list[str]:
@@ -95,7 +99,7 @@ def change_rate(
     Args:
         state: the run's, taken over.
         plan: how long the run is now.
-        steps_per_epoch: see ``rest_of_run``.
+        counts: see ``rest_of_run``.
         stored: settings of the run until now.
         change: asked for.
 
@@ -106,7 +110,7 @@ def change_rate(
         InputError: the run is made longer than its schedule, whose rate would stay 0.
     """
     schedule = state.schedule
-    rest = rest_of_run(state, plan, steps_per_epoch)
+    rest = rest_of_run(state, plan, counts)
     longer = _is_longer(plan, stored)
     length = stored.get("scheduler_length")
     if change.anew:
@@ -121,7 +125,7 @@ def change_rate(
         _refuse_standstill(state, rest, longer=longer)
         if not longer:
             return []
-    rest = rest_of_run(state, plan, steps_per_epoch)
+    rest = rest_of_run(state, plan, counts)
     notes = [f"the {schedule.settings.kind} schedule starts anew"] if change.anew else []
     notes += (
         [f"--lr {change.lr:g}: the rate is now {schedule.rate():.4g}"]

@@ -2,6 +2,7 @@
 without them.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import fields
 from fnmatch import fnmatchcase
@@ -10,7 +11,7 @@ from losses import LOSSES
 from model_utils import model_loader
 from model_utils.run.assemble import AssembledRun
 from model_utils.run.objective import has_term, weight_schedules
-from model_utils.run.step_counts import length_of_run
+from model_utils.run.step_counts import length_of_run, step_counts
 from model_utils.runtime import log
 from model_utils.settings import terms
 from model_utils.settings.options import (
@@ -69,15 +70,38 @@ def _of_stage_two(options: TrainingOptions) -> Iterator[str]:
 
 def _stages_that_never_start(run: AssembledRun, length: float) -> Iterator[str]:
     progress = run.state.progress
-    if run.plan.patience is not None:  # a stage begins where patience runs out, too
-        return
+    patience = run.plan.patience
+    if patience is not None and _may_run_out(run, patience, length):
+        return  # a stage begins then, too
+    too_soon = "" if patience is None else f", too soon for --patience {patience} to run out"
     for number in range(progress.stage + 1, len(run.plan.stages) + 1):
         start = progress.start_of(number, run.plan.stage(number).start)
         if start >= length:
             yield (
                 f"stage {number} never starts: it begins after epoch {start}, and the run ends "
-                f"after {length:g} epochs (--epochs, --max_steps)"
+                f"after {length:g} epochs (--epochs, --max_steps){too_soon}"
             )
+
+
+def _may_run_out(run: AssembledRun, patience: int, length: float) -> bool:
+    """Whether as many validations are judged as the patience of a stage has, before the last
+    epoch begins.
+    """
+    plan = run.plan
+    progress = run.state.progress
+    last = max(math.ceil(length) - 1, progress.epoch)
+    if plan.validate_every_steps is None:
+        to_come = last // plan.validate_every - progress.epoch // plan.validate_every
+    else:
+        counts = step_counts(run.options, run.batches)
+        left = counts.between(progress.epoch, last).steps - progress.steps_in_epoch
+        every = plan.validate_every_steps
+        to_come = (progress.step + left) // every - progress.step // every
+    if progress.validation_due and (progress.step > 0 or plan.judge_first):
+        to_come += 1
+    if progress.best_loss == math.inf:
+        to_come -= 1  # the first one is the best
+    return progress.waited + to_come >= patience
 
 
 def _of_the_loss(options: TrainingOptions) -> Iterator[str]:

@@ -82,6 +82,16 @@ def said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Said:
         ("--warmup 5 --scheduler_unit step --epochs 4", None),
         ("--warmup 12 --scheduler_unit step --epochs 4", "the run of 12 steps"),
         (
+            "--min_lr 0.01 --scheduler cosine",
+            "--min_lr 0.01 is not below --lr 0.01: --scheduler cosine does not lower the",
+        ),
+        ("--min_lr 1e-3 --lr 1e-4", "--min_lr 0.001 is not below --lr 0.0001: --scheduler plateau"),
+        ("--min_lr 1e-3", None),
+        (
+            "--min_lr 1e-3 --scheduler constant",
+            "--min_lr 0.001 changes nothing: --scheduler constant",
+        ),
+        (
             "--lr_of *=0.001 readouts.*=0.01",
             "--lr_of readouts.*=0.01 changes nothing: all its parameters have the rate of *",
         ),

@@ -20,7 +20,7 @@ from model_utils.settings.options import (
     StageTwoOptions,
     TrainingOptions,
 )
-from optimizer import SCHEDULES, pattern_of
+from optimizer import SCHEDULES, constant_factor, pattern_of
 
 
 def warn(run: AssembledRun) -> None:
@@ -119,8 +119,8 @@ def _of_the_loss(options: TrainingOptions) -> Iterator[str]:
 
 
 def _of_the_rate(run: AssembledRun, length: float) -> Iterator[str]:
-    """A warm-up that lasts as long as the run, rates of parameters that have another, the decay
-    of an average that is not taken.
+    """A warm-up that lasts as long as the run, a lowest rate above that of the run, rates of
+    parameters that have another, the decay of an average that is not taken.
     """
     chosen = run.options.optimizer
     if not chosen.ema and chosen.ema_decay != OptimizerOptions.ema_decay:
@@ -130,6 +130,16 @@ def _of_the_rate(run: AssembledRun, length: float) -> Iterator[str]:
     for name in sorted(of_schedules - uses):
         if getattr(chosen, name) != getattr(OptimizerOptions, name):
             yield f"--{name} changes nothing: --scheduler {chosen.scheduler} does not use it"
+    if chosen.min_lr > 0 and SCHEDULES[chosen.scheduler].factor is constant_factor:
+        yield (
+            f"--min_lr {chosen.min_lr:g} changes nothing: --scheduler {chosen.scheduler} does not "
+            "lower the rate"
+        )
+    elif chosen.min_lr >= chosen.lr:
+        yield (
+            f"--min_lr {chosen.min_lr:g} is not below --lr {chosen.lr:g}: --scheduler "
+            f"{chosen.scheduler} does not lower the rate"
+        )
     by_steps = chosen.warmup > 0 and chosen.scheduler_unit == "step"
     whole = length_of_run(run.options, run.batches).steps if by_steps else length
     if chosen.warmup >= whole:

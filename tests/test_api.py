@@ -290,6 +290,25 @@ def test_a_run_stays_where_it_was_made(
     assert made.metrics == again.metrics
 
 
+def test_an_opened_run_stays_that_run_where_latest_leads_elsewhere(
+    settings: dict[str, object], tmp_path: Path
+) -> None:
+    """Nor does an evaluation say that it was of another one."""
+    asked = {name: value for name, value in settings.items() if name != "output_checkpoint"}
+    first = api.train({**asked, "run_dir": tmp_path / "nb"})
+    latest = tmp_path / "nb" / "latest"
+    old = api.opened(latest)
+    named = latest / first.model_path.name
+    data = str(settings["valid_file"])
+    words = ["--input_model", str(named), "--output_json", str(tmp_path / "errors.json")]
+    assert evaluate.main([*words, "--data", data]) == 0
+    second = api.train({**asked, "run_dir": tmp_path / "nb", "max_steps": 2})
+    assert second.folder == latest.resolve() != first.folder
+    assert (old.folder, old.metrics) == (first.folder, first.metrics)
+    assert old.test(data).as_plain() == first.test(data).as_plain()
+    assert json.loads((tmp_path / "errors.json").read_text())["input_model"] == str(old.model_path)
+
+
 def test_a_dry_run_has_no_records(settings: dict[str, object]) -> None:
     made = api.train({**settings, "dry_run": True})
     with pytest.raises(InputError, match=r"there is no .*metrics\.jsonl; a dry run writes none"):

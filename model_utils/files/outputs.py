@@ -97,11 +97,11 @@ class Outputs:
         )
 
     def absolute(self) -> "Outputs":
-        """Absolute names, which hold wherever Python runs later, and follow no folder."""
-        return Outputs(
-            checkpoint=Path(os.path.abspath(self.checkpoint)),
-            model=Path(os.path.abspath(self.model)),
-        )
+        """Absolute names, which hold wherever Python runs later, and follow no folder.
+
+        Links to folders are followed once: ``latest`` leads to another run later.
+        """
+        return Outputs(checkpoint=_place(self.checkpoint), model=_place(self.model))
 
     @classmethod
     def named(cls, output_checkpoint: Path, output_model: Path | None) -> "Outputs":
@@ -360,6 +360,16 @@ def real(path: Path) -> Path:
     ``Path.resolve`` raises.
     """
     return Path(os.path.realpath(path))
+
+
+def lasting(path: Path) -> Path:
+    """The same file or folder by a name without links to folders, such as ``latest``, which lead
+    elsewhere later; as it was given where there are none, or nothing is there.
+    """
+    given = path if path.is_dir() else path.parent
+    if not path.exists() or real(given) == Path(os.path.abspath(given)):
+        return path
+    return real(path) if path.is_dir() else _place(path)
 
 
 def _place(path: Path) -> Path:

@@ -14,7 +14,7 @@ from typing import Any
 
 from dataloader import streams
 from model_utils.errors import InputError, VerificationError
-from model_utils.files.outputs import real, sidecar
+from model_utils.files.outputs import sidecar
 from model_utils.models.description import differing_fields
 from model_utils.models.versions import code_version
 from model_utils.run.beginnings import resume_settings
@@ -58,8 +58,7 @@ class _Run:
 
     @classmethod
     def at(cls, path: Path) -> "_Run":
-        # ``latest`` leads elsewhere later
-        stored = resume_settings.stored_run(real(path) if path.is_dir() else path)
+        stored = resume_settings.stored_run(path)
         return cls(stored=stored, record=run_record.read(stored.path.parent) or {})
 
     def facts(self) -> Iterator[tuple[str, str, Any]]:

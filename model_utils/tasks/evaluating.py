@@ -1,12 +1,13 @@
 """What evaluate.py does: a model, judged on structures by the one evaluation that there is."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dataloader.dataset import Dataset
 from losses import Loss
 from model_utils import runtime
 from model_utils.errors import InputError
+from model_utils.files.outputs import lasting
 from model_utils.metrics import Metrics
 from model_utils.physics.records import PhysicsReport
 from model_utils.ranks import joining
@@ -56,6 +57,7 @@ def evaluate(options: EvaluateOptions, loss: Loss | None = None) -> Evaluation:
     """
     group = joining.group_of()
     runtime.start_log()
+    options = replace(options, input_model=tuple(lasting(path) for path in options.input_model))
     group.once(lambda: evaluation_report.refuse_existing(options))
     group.once(lambda: reporting.refuse_without_libraries(options.reporting))
     baseline = _baseline(options, group)

@@ -6,7 +6,7 @@ from typing import Any
 
 from model_utils.errors import InputError, VerificationError
 from model_utils.files import checkpoint, run_lock
-from model_utils.files.outputs import Outputs, checkpoints_in, real, sidecar, written_at
+from model_utils.files.outputs import Outputs, checkpoints_in, lasting, real, sidecar, written_at
 from model_utils.run.beginnings import replaying
 from model_utils.run.beginnings.continuation import Changes
 from model_utils.run.beginnings.resuming import newest_run
@@ -23,16 +23,17 @@ from model_utils.settings.options import (
 
 
 def stored_run(input_model: Path) -> StoredRun:
-    """The newest valid checkpoint that a path means.
+    """The newest valid checkpoint that a path means, by a name that holds later.
 
     Args:
-        input_model: a checkpoint, or the directory of one run.
+        input_model: a checkpoint, or the directory of one run, also through a link as ``latest``.
 
     Raises:
         InputError: there is none, or several.
         VerificationError: there are only damaged ones.
     """
-    path = checkpoint_in(input_model) if input_model.is_dir() else input_model
+    given = lasting(input_model)
+    path = checkpoint_in(given) if given.is_dir() else given
     stored = newest_run(path)
     if stored is None:
         raise InputError(

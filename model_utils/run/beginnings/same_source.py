@@ -9,7 +9,7 @@ from typing import Any
 from model_utils import model_loader
 from model_utils.errors import InputError
 from model_utils.files.content import file_hash
-from model_utils.files.outputs import real
+from model_utils.files.outputs import lasting, real
 from model_utils.model_loader import LoadedModel
 from model_utils.run.beginnings.stored_run import StoredRun
 from model_utils.runtime import log
@@ -28,7 +28,7 @@ def record_of(options: FinetuneOptions, source: LoadedModel) -> dict[str, Any]:
     """
     path = source.file.path
     return {
-        "path": os.path.abspath(path),
+        "path": os.path.abspath(lasting(path)),
         "model_json_hash": source.description.hash(),
         "sha256": file_hash(path),
         "asked": _asked(options),

@@ -26,6 +26,7 @@ import pytest
 import torch
 
 import metadata
+import read_model
 from conftest import HANGING, ROOT, TINY
 from dataloader.errors import InputError
 from model_utils import evaluate, train_mace
@@ -786,6 +787,33 @@ def test_another_model_json_is_refused_and_untouched(place: Path, refused: Refus
             "other content",
             "--overwrite",
         )
+
+
+def test_two_outputs_at_one_place(place: Path, refused: Refused) -> None:
+    asked = evaluation(place, place / "no.pt", "--output_json", place / "o.x")
+    with untouched(place):
+        for flag in ("--output_table", "--output_xyz", "--report"):
+            given = [*asked, flag, f"{place}/./o.x"]
+            refused(evaluate.main, given, f"--output_json and {flag} are both", "different names")
+
+
+def test_an_output_at_the_place_of_an_input(own: Path, refused: Refused) -> None:
+    words = ("are both", "is read and would be replaced")
+    data, model, linked = own / "t.xyz", own / "run/run_model.pt", own / "linked"
+    linked.symlink_to(own)
+    with untouched(own):
+        over = evaluation(own, model, "--overwrite")
+        refused(evaluate.main, [*over, "--output_xyz", str(linked / "t.xyz")], "the data", *words)
+        refused(evaluate.main, [*over, "--output_json", str(model)], "--input_model", *words)
+        init = ["init", "--train_file", str(own / "*.xyz"), "--overwrite", "--output_json"]
+        refused(metadata.main, [*init, str(data)], "--output_json and the data", *words)
+        export = ["export", "--input_model", str(model), "--overwrite", "--output_json"]
+        refused(read_model.main, [*export, str(model)], "--input_model", *words)
+        other = own / "other.pt"
+        shutil.copy(model, other)
+        convert = ["convert", "--input_model", str(other), "--to", "module", "--overwrite"]
+        refused(read_model.main, [*convert, "--output", str(other)], "--input_model", *words)
+        other.unlink()
 
 
 @pytest.mark.parametrize("name", ["train.log", "valid_structures.txt"])

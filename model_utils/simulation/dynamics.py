@@ -24,6 +24,7 @@ from dataloader.labels import CHARGE_NAMES, SPIN_NAMES
 from dataloader.progress import ProgressBar
 from model_utils import runtime
 from model_utils.errors import Preempted, StopRequested, cannot_write
+from model_utils.files.apart import refuse_shared_places
 from model_utils.files.run_lock import held
 from model_utils.run.interruption import Interruption
 from model_utils.runtime import log
@@ -75,11 +76,15 @@ def run(options: MdOptions, stop: Interruption) -> None:
                 "warning: --%s changes nothing: --ensemble %s does not use it",
                 *(name, options.ensemble),
             )
+    folder = options.output_dir
+    for name in (STATE, TABLE, TRAJECTORY, SUMMARY):
+        refuse_shared_places(
+            {"--output_dir": folder / name}, (("--data", path) for path in options.simulated.data)
+        )
     calculator = calculator_of(options.simulated, device, options.device.dtype, options.skin)
     atoms = _atoms(options, calculator)
     ensembles.check(options.ensemble, atoms)
     atoms.calc = calculator
-    folder = options.output_dir
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

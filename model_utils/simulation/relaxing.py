@@ -22,6 +22,7 @@ from dataloader.errors import InputError
 from dataloader.progress import ProgressBar
 from model_utils import runtime
 from model_utils.errors import cannot_write
+from model_utils.files.apart import refuse_shared_places
 from model_utils.files.csv_cells import csv_text
 from model_utils.files.run_lock import held
 from model_utils.runtime import log
@@ -69,13 +70,18 @@ def relax(options: RelaxOptions) -> None:
         threads=1 if processes > 1 else options.device.threads,
         seed=0,
     )
+    folder = options.output_dir
+    for name in FILES:
+        refuse_shared_places(
+            {"--output_dir": folder / name}, (("--data", path) for path in options.simulated.data)
+        )
     calculator = calculator_of(
         options.simulated, device, options.device.dtype, options.minimizing.skin
     )
     structures = structures_of(options.simulated, calculator)
     if options.relax_cell:
         _look_at_cells(structures)
-    folder = _folder(options)
+    _make(folder)
     with held(folder / ".lock", wait=True, flag="--output_dir"):
         _remove(folder / WAYS, ".*.traj")  # of processes that were killed
         if options.overwrite:
@@ -131,13 +137,11 @@ def processes_of(options: MinimizingOptions, device: torch.device) -> int:
     return options.processes or runtime.own_cores()
 
 
-def _folder(options: RelaxOptions) -> Path:
-    folder = options.output_dir
+def _make(folder: Path) -> None:
     try:
         (folder / WAYS).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise cannot_write(f"--output_dir {folder}", error, verb="make") from None
-    return folder
 
 
 def _refuse_files_of_others(folder: Path) -> None:

@@ -20,6 +20,7 @@ from dataloader.structure import Structure
 from model_utils import model_loader
 from model_utils.errors import InputError, VerificationError, cannot_write
 from model_utils.files import checkpoint
+from model_utils.files.apart import refuse_shared_places
 from model_utils.files.outputs import refuse_names_of_runs, sidecar
 from model_utils.model_loader import LoadedModel
 from model_utils.models import description as model_json
@@ -51,6 +52,7 @@ def convert(options: ConvertOptions) -> None:
     """
     start_log()
     refuse_names_of_runs(options.output, "--output")
+    refuse_shared_places({"--output": options.output}, [("--input_model", options.input_model)])
     if options.output.exists() and not options.overwrite:
         raise InputError(
             f"--output {options.output} is there already; give another name or --overwrite"

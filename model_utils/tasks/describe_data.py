@@ -3,8 +3,10 @@ description wants them.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from dataloader.errors import InputError
 from dataloader.statistics import DataSums, HeadSums, Scaling, reference_energies, scale_and_shift
 from dataloader.structure import symbols
 from model_utils.errors import cannot_write
+from model_utils.files.apart import refuse_shared_places
 from model_utils.models import description as model_json
 from model_utils.models.description import ModelDescription
 from model_utils.ranks import joining
@@ -24,6 +27,7 @@ from model_utils.runtime import log, start_log
 from model_utils.settings import terms
 from model_utils.settings.energies import energies_for, given_energies, linear_references
 from model_utils.settings.options import MetadataFitOptions, MetadataInitOptions, MetadataOptions
+from model_utils.settings.options.data import GENERAL_FLAGS
 from model_utils.settings.options.describing import USUAL_E0S, USUAL_SCALING
 from model_utils.tasks import mace_yaml
 from model_utils.tasks.data_sums import sums_of
@@ -426,8 +430,22 @@ def write(options: MetadataOptions, fields: Mapping[str, Any]) -> ModelDescripti
 
 def _refuse_existing(options: MetadataOptions) -> None:
     path = options.output_json
+    refuse_shared_places({"--output_json": path}, _read(options))
     if path.exists() and not options.overwrite:
         raise InputError(f"--output_json {path} is there already; give another name or --overwrite")
+
+
+def _read(options: MetadataOptions) -> Iterator[tuple[str, Path | None]]:
+    """What is read, by flag; a model.json that ``fit`` completes may be replaced by what it
+    becomes.
+    """
+    for role in GENERAL_FLAGS:
+        yield from (("the data", source.path) for source in options.data.files(role))
+    yield "--linear_references", options.linear_references
+    if options.E0s is not None and os.path.isfile(options.E0s):  # it may be JSON as well
+        yield "--E0s", Path(options.E0s)
+    if isinstance(options, MetadataInitOptions):
+        yield "--mace_config", options.mace_config
 
 
 def _put(options: MetadataOptions, text: str) -> None:

@@ -11,6 +11,7 @@ from dataloader import durable
 from dataloader.errors import InputError
 from losses import Loss, Term
 from model_utils.errors import cannot_write
+from model_utils.files.apart import refuse_shared_places
 from model_utils.metrics import Metrics
 from model_utils.model_loader import LoadedModel
 from model_utils.physics.records import PhysicsReport
@@ -23,11 +24,22 @@ from model_utils.tasks.calibration import Calibration
 
 
 def refuse_existing(options: EvaluateOptions) -> None:
-    """Raise InputError where an output file is there already, before anything slow begins."""
+    """Raise InputError where an output file is there already, is another output too, or is what is
+    read, before anything slow begins.
+    """
     outputs = {
         flag: getattr(options, flag) for flag in ("output_json", "output_table", "output_xyz")
     }
     outputs["report"] = options.reporting.report
+    refuse_shared_places(
+        {f"--{flag}": path for flag, path in outputs.items()},
+        [
+            *(("--input_model", path) for path in options.input_model),
+            *(("the data", path) for _, path in options.files()),
+            ("--input_json", options.input_json),
+            ("--compare_with", options.reporting.compare_with),
+        ],
+    )
     for flag, path in outputs.items():
         if path is not None and path.exists() and not options.overwrite:
             raise InputError(f"--{flag} {path} is there already; give another name or --overwrite")

@@ -14,6 +14,7 @@ from dataloader.errors import InputError
 from dataloader.structure import symbols
 from model_utils import model_loader
 from model_utils.errors import VerificationError, cannot_write
+from model_utils.files.apart import refuse_shared_places
 from model_utils.files.checkpoint import WeightsFile
 from model_utils.models import description as model_json
 from model_utils.models.architecture import build_module
@@ -31,10 +32,14 @@ def export(options: ExportOptions) -> None:
     """Write the model.json of a weights file.
 
     Raises:
-        InputError: the output is there with other content, or cannot be written.
+        InputError: the output is there with other content, is the weights file, or cannot be
+            written.
         VerificationError: the weights file is damaged.
     """
     start_log()
+    refuse_shared_places(
+        {"--output_json": options.output_json}, [("--input_model", options.input_model)]
+    )
     loaded = model_loader.load(
         options.input_model,
         input_json=options.input_json,

@@ -170,6 +170,13 @@ def test_another_run_in_the_folder_is_refused(
         assert content(tmp_path) == before
     assert command(models[1], crystal, tmp_path, "--n_steps", 6, "--overwrite") == 0
     assert content(tmp_path) != before
+    before = content(tmp_path)
+    assert (
+        command(models[0], tmp_path / "trajectory.xyz", tmp_path, "--n_steps", 6, "--overwrite")
+        == 2
+    )
+    assert "trajectory.xyz, which is read and would be replaced" in capsys.readouterr().err
+    assert content(tmp_path) == before
 
 
 def test_fewer_steps_than_there_are_is_refused(

@@ -14,7 +14,8 @@ from model_utils.ranks.group import Group
 from model_utils.ranks.joining import idle_warning
 from model_utils.run import loggers
 from model_utils.run.assemble import logger_names
-from model_utils.run.objective import Units, loss_of
+from model_utils.run.log_lines import number_word
+from model_utils.run.objective import Units, stages
 from model_utils.run.parts import numbers_of_processes
 from model_utils.run.steps import DealtSteps, Steps
 from model_utils.runtime import log
@@ -50,20 +51,28 @@ def announce_model(options: TrainOptions, description: ModelDescription) -> None
         log.info("%s", note)
 
 
-def announce_loss(loss: Loss) -> None:
-    """Say what is minimised, and in which units."""
+def announce_loss(loss: Loss, stage: int) -> None:
+    """Say what is minimised in a stage, and in which units."""
     parts = [_error_of(quantity) for quantity in QUANTITIES.values() if _is_named(quantity, loss)]
-    log.info("loss: %s, means of errors: %s", loss.text(), ", ".join(parts))
+    of_stage = "" if stage == 1 else f" of stage {number_word(stage)}"
+    log.info("loss%s: %s, means of errors: %s", of_stage, loss.text(), ", ".join(parts))
 
 
-def announce_objective(options: TrainingOptions, units: Units) -> None:
+def announce_objective(options: TrainingOptions, units: Units, stage: int) -> None:
     """Say what is minimised, how its weights change, and by what the best model is chosen
     where that is not the loss.
+
+    Args:
+        options: of the run.
+        units: of its loss.
+        stage: the one in which the run begins or goes on, counted from 1.
 
     Raises:
         InputError: options of the loss contradict one another.
     """
-    announce_loss(loss_of(options.loss, units))
+    all_stages = stages(options, units)
+    stage = min(stage, len(all_stages))
+    announce_loss(all_stages[stage - 1].loss, stage)
     for text in options.loss.weight_schedule:
         log.info("weight by epoch: %s; validations are judged by the last one", text)
     judging = options.judging

@@ -13,6 +13,7 @@ from model_utils.errors import InputError
 from model_utils.metrics import Metrics, error_names, metrics
 
 LOSS = "loss"
+ALL = "the validation data"  # whose structures are judged together
 Over = Literal["structures", "heads"]
 
 
@@ -47,7 +48,7 @@ class Judge:
             InputError: no structure has a label of the metric's quantity.
         """
         if self.over == "structures":
-            return self._of(errors, "the validation data")
+            return self._of(errors, ALL)
         heads = of_heads(by_source, loss)
         return sum(self._of(of_head, f"head {head}") for head, of_head in heads.items()) / len(
             heads
@@ -56,14 +57,19 @@ class Judge:
     def _of(self, errors: Metrics, where: str) -> float:
         value = errors.as_plain().get(self.metric)
         if value is None:
-            raise InputError(
-                f"--best_metric {self.metric}: no structure of {where} has a label of it; take a "
-                "metric of what is labelled, or leave it out"
-            )
+            raise unjudged(self.metric, where)
         return float(value)
 
 
 BY_LOSS = Judge()
+
+
+def unjudged(metric: str, where: str) -> InputError:
+    """What to raise where no structure has a label of a metric."""
+    return InputError(
+        f"--best_metric {metric}: no structure of {where} has a label of it; take a "
+        "metric of what is labelled, or leave it out"
+    )
 
 
 def of_heads(by_source: Mapping[str, Metrics], loss: Loss) -> dict[str, Metrics]:

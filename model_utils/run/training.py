@@ -69,8 +69,9 @@ def train_in_place(
     shared_indexing.index_by_shares(options, beginning.description.facts(), group)
     data = beginning.data(options, dtype)
     units = spread.units_of(options, data.train, beginning.loss_units)
-    announcement.announce_objective(options, units)
+    announcement.announce_objective(options, units, beginning.stage)
     counted.require_weights(options, data)
+    counted.require_judged(options, data)
     loss_advice.advise(options, data.train)
     if group.rank.is_first:
         copies.warn_of_copies(data)

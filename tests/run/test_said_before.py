@@ -47,6 +47,33 @@ def said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Said:
     return go
 
 
+def test_what_the_best_model_is_chosen_by_has_labels(said: Said) -> None:
+    words = "--best_metric stress_rmse: no structure of the validation data has a label of it"
+    assert words in said("--best_metric", "stress_rmse", code=2)
+    words = "--best_metric stress_rmse: no structure of head Default has a label of it"
+    assert words in said("--best_metric", "stress_rmse", "--best_over", "heads", code=2)
+    said("--best_metric", "energy_mae_cfg")
+    said("--best_metric", "forces_rmse", "--best_over", "heads")
+
+
+def test_a_run_that_goes_on_says_the_loss_of_its_stage(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "m.json").write_text(json.dumps(TINY))
+    write(tmp_path / "t.xyz", waters(6), format="extxyz")
+    given = ["--input_json", tmp_path / "m.json", "--train_file", tmp_path / "t.xyz"]
+    given += ["--valid_fraction", 0.4, "--output_checkpoint", tmp_path / "run"]
+    given += ["--stage_two", "--start_stage_two", 1, "--epochs", 3, "--max_steps"]
+    for steps, loss in (
+        (1, "loss: 1 E² + 100 F²"),
+        (2, "loss of stage two: 1000 E² + 100 F²"),  # which is due now
+        (3, "loss of stage two: 1000 E² + 100 F²"),
+    ):
+        words = [str(word) for word in (*given, steps, "--resume", "auto")]
+        assert train_mace.main(words) == 0
+        assert f"{loss}, means of errors" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [

@@ -62,6 +62,11 @@ class Beginning(Protocol):
         ...
 
     @property
+    def stage(self) -> int:
+        """The stage, counted from 1, in which the next step is made."""
+        ...
+
+    @property
     def source(self) -> Mapping[str, Any] | None:
         """Path and hash of the model that a fine-tuning began with, as
         checkpoints record it; else None.
@@ -177,6 +182,7 @@ class NewRun:
     threads: int | None = None
     step_parts: int | None = None
     loss_units: Mapping[str, float] = MappingProxyType({})
+    stage: int = 1
     known_records = KnownRecords()
 
     def announce_files(self, options: TrainOptions, outputs: Outputs, *, split: bool) -> None:
@@ -287,6 +293,14 @@ class Continued:
     def loss_units(self) -> Mapping[str, float]:
         """The numbers that the checkpoint records; none in one of before there were units."""
         return self.stored.loss_units
+
+    @property
+    def stage(self) -> int:
+        """The one it was in, or a later one that is due with its next epoch."""
+        progress = Progress.of_stored(self.stored.state)
+        within = progress.steps_in_epoch > 0
+        due = 0 if within else sum(start <= progress.epoch for start in progress.stage_starts)
+        return max(progress.stage, due)
 
     @property
     def source(self) -> Mapping[str, Any] | None:

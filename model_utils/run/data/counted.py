@@ -1,15 +1,18 @@
-"""Data that must count for something: weights that are not all 0, structures of heads that are
-to be trained.
+"""Data that must count for something: weights that are not all 0, labels of what is judged,
+structures of heads that are to be trained.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dataloader.dataset import Dataset
+from dataloader.quantities import QUANTITIES
 from dataloader.structure import Structure
 from model_utils.errors import InputError
-from model_utils.run.best_metric import LOSS
+from model_utils.metrics import error_names
+from model_utils.run.best_metric import ALL, LOSS, unjudged
 from model_utils.run.data.open_data import TrainingData
 from model_utils.run.objective import trained_on
 from model_utils.settings.options import TrainingOptions
@@ -37,6 +40,34 @@ def require_weights(options: TrainingOptions, data: TrainingData) -> None:
             "always, and no model the best; give some of them another, or choose by "
             "--best_metric forces_rmse, which has no weights"
         )
+
+
+def require_judged(options: TrainingOptions, data: TrainingData) -> None:
+    """Refuse validation data that have no label of what the best model is chosen by, before the
+    first validation does.
+
+    Raises:
+        InputError: naming the metric.
+    """
+    metric = options.judging.best_metric
+    for quantity in QUANTITIES.values():
+        if metric not in error_names(quantity).values():
+            continue
+        for where, rows in _judged_parts(options, data.valid):
+            if not data.valid.labelled_rows(rows).get(quantity.name, 0):
+                raise unjudged(metric, where)
+
+
+def _judged_parts(
+    options: TrainingOptions, valid: Dataset
+) -> Iterator[tuple[str, NDArray[np.int64]]]:
+    """What is judged as one, and numbers of its structures: all together, or each head's."""
+    if options.judging.best_over == "structures":
+        yield ALL, np.arange(len(valid))
+        return
+    numbers = valid.head_numbers()
+    for number in np.unique(numbers):
+        yield f"head {valid.facts.heads[number]}", np.nonzero(numbers == number)[0]
 
 
 def _has_weight(dataset: Dataset, quantities: Collection[str]) -> bool:

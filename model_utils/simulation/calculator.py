@@ -20,7 +20,7 @@ from dataloader.quantities import DIPOLE, ENERGY
 from dataloader.record_details import PERIODIC_DIPOLE
 from dataloader.structure import Structure
 from model_utils.models.committee import mean_and_std, other_zero_point, repeated_member
-from model_utils.simulation.atoms import named, structure_of
+from model_utils.simulation.atoms import named, structure_of, unknown_states
 from model_utils.simulation.moving_graph import MovingGraph
 from model_utils.simulation.potential import Computed, Potential
 
@@ -161,7 +161,11 @@ class Calculator(AseCalculator):
             for name, what in STATE.items()
             if not np.array_equal(what(self.atoms), what(atoms))
         ]
-        if self._inputs(self.atoms) != self._inputs(atoms):
+        if self._inputs(self.atoms) != self._inputs(atoms) or any(
+            # results stay, and are computed again for the warning
+            unknown_states(self.atoms, potential.facts) != unknown_states(atoms, potential.facts)
+            for potential in self.potentials
+        ):
             changes.append("info")
         return changes
 

@@ -179,7 +179,10 @@ def test_the_calculator_warns_of_a_state_that_its_network_does_not_know(tmp_path
         neutral = waters(2)[1]
         neutral.info = {"charge": 0, "spin": 1, "total_spin": 0}
         neutral.calc = Calculator(model)
-        neutral.get_potential_energy()
+        energy = neutral.get_potential_energy()
+    neutral.info["charge"] = 1  # after a first calculation
+    with pytest.warns(UserWarning, match=r"charge 1, of which the network .* knows nothing"):
+        assert neutral.get_potential_energy() == energy
 
 
 @pytest.mark.parametrize("ending", ["xyz", "aselmdb"])

@@ -97,7 +97,9 @@ def add_isolated(energies: dict[int, float], atom: Structure) -> None:
     z = int(atom.atomic_numbers[0])
     if atom.energy is None:
         raise InputError(
-            f"{atom.identifier}: IsolatedAtom frame of {chemical_symbols[z]} has no energy"
+            f"{atom.identifier}: IsolatedAtom frame of {chemical_symbols[z]} has no energy under "
+            "the usual names, or that of --energy_key where it is given; name the entry that is "
+            "the energy with --energy_key, as other labels with --forces_key and the like"
         )
     if abs(energies.setdefault(z, atom.energy) - atom.energy) > SAME:
         raise InputError(

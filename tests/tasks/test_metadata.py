@@ -152,6 +152,18 @@ def test_one_command_gives_a_complete_description(file: Path, tmp_path: Path) ->
     assert (found["atomic_numbers"], found["hidden_irreps"]) == ([1, 8], "128x0e")
 
 
+def test_an_isolated_atom_whose_energy_has_a_name_of_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "own.xyz"
+    path.write_text("1\nconfig_type=IsolatedAtom dft_energy=-13.6\nH 0.0 0.0 0.0\n")
+    init(tmp_path, "--train_file", str(path), code=2)
+    assert "own.xyz#0: IsolatedAtom frame of H has no energy under" in (
+        said := capsys.readouterr().err
+    )
+    assert "with --energy_key" in said
+
+
 @pytest.mark.parametrize("config_type", ["IsolatedAtom", "isolated_atom"])
 def test_isolated_atoms_are_used_and_what_they_lack_is_fitted(
     config_type: str, tmp_path: Path

@@ -218,7 +218,10 @@ def shards_of(path: Path) -> list[Path]:
     if not path.exists() and any(character in str(path) for character in "*?["):
         named = sorted(Path(name) for name in glob.glob(str(path)) if not name.endswith("-lock"))
         if not named:
-            raise InputError(f"{path} matches no file; expected a pattern for LMDBs")
+            raise InputError(
+                f"{path} matches no file; look at the folder and the name (one without a / in "
+                f"front begins at {Path.cwd()})"
+            )
         folders = [name for name in named if _has_shards(name)]
         if folders:  # a pattern may match folders of shards, with other things beside them
             beside = [name for name in named if name.suffix in SHARD_ENDINGS]

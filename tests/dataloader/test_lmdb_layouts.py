@@ -116,7 +116,7 @@ def test_a_directory_a_pattern_and_both_kinds_of_lmdb(tmp_path: Path) -> None:
         assert [found.identifier(i) for i in range(len(found))] == names
         assert found.census.layouts == {ASE: 2, DICTS: 3}
         assert found.structure(2).energy == labelled(3)[0].calc.results["energy"]
-    assert "matches no file" in refused(folder / "*.nothing")
+    assert "matches no file; look at the folder and the name" in refused(folder / "*.nothing")
 
 
 # ---- meaning

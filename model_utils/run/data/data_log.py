@@ -72,11 +72,19 @@ def say_zero_energies(data: Dataset, role: str, remedy: str) -> None:
         role: of the data, for the message.
         remedy: what to do.
     """
-    for head, elements in data.elements_by_head().items():
-        row = data.facts.atomic_energies[data.facts.heads.index(head)]
-        zero = {z for z, e0 in zip(data.facts.atomic_numbers, row, strict=True) if e0 == 0}
-        without = sorted(zero & elements)
-        if without and len(zero) < len(row):
+    facts = data.facts
+    zero = {
+        head: {z for z, energy in zip(facts.atomic_numbers, row, strict=True) if energy == 0}
+        for head, row in zip(facts.heads, facts.atomic_energies, strict=True)
+    }
+    suspected = {
+        head: own for head, own in zero.items() if 0 < len(own) < len(facts.atomic_numbers)
+    }
+    # which elements occur is looked up only where it is asked for: it goes through all structures
+    occurring = data.elements_by_head() if suspected else {}
+    for head, own in suspected.items():
+        without = sorted(own & occurring.get(head, set()))
+        if without:
             log.warning(
                 "warning: %s structures of head %s have %s, whose E0 is 0 eV there, which says "
                 "nothing: their energies are off by that of these atoms (%s)",

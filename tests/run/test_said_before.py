@@ -115,6 +115,17 @@ def test_a_run_that_goes_on_says_the_loss_of_its_stage(
         ("--min_lr 1e-3 --lr 1e-4", "--min_lr 0.001 is not below --lr 0.0001: --scheduler plateau"),
         ("--min_lr 1e-3", None),
         (
+            "--validate_every 2 --validate_every_steps 3",
+            "--validate_every 2 changes nothing: --validate_every_steps 3 takes its place",
+        ),
+        ("--validate_every_steps 3", None),
+        (
+            "--stage_two --epochs 4 --stage_two_lr 0.002 --stage_two_follows_schedule",
+            "--stage_two_lr 0.002 changes nothing: with --stage_two_follows_schedule",
+        ),
+        ("--stage_two --epochs 4 --stage_two_follows_schedule", None),
+        ("--stage_two --epochs 4 --stage_two_lr 0.002", None),
+        (
             "--min_lr 1e-3 --scheduler constant",
             "--min_lr 0.001 changes nothing: --scheduler constant",
         ),

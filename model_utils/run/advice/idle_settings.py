@@ -17,6 +17,7 @@ from model_utils.settings import terms
 from model_utils.settings.options import (
     LossOptions,
     OptimizerOptions,
+    RunOptions,
     StageTwoOptions,
     TrainingOptions,
 )
@@ -31,6 +32,7 @@ def warn(run: AssembledRun) -> None:
     """
     length = _length(run)
     for text in (
+        *_of_validations(run.options.run),
         *_of_stage_two(run.options),
         *_stages_that_never_start(run, length),
         *_of_the_rate(run, length),
@@ -46,8 +48,20 @@ def _length(run: AssembledRun) -> float:
     return length_of_run(run.options, run.batches).epochs
 
 
+def _of_validations(options: RunOptions) -> Iterator[str]:
+    if options.validate_every_steps is not None and options.validate_every != (
+        RunOptions.validate_every
+    ):
+        yield (
+            f"--validate_every {options.validate_every} changes nothing: --validate_every_steps "
+            f"{options.validate_every_steps} takes its place"
+        )
+
+
 def _of_stage_two(options: TrainingOptions) -> Iterator[str]:
-    """Settings of a second stage without one, or of terms that its loss does not have or fixes."""
+    """Settings of a second stage without one, of terms that its loss does not have or fixes, a
+    rate in place of which it follows the schedule.
+    """
     second = options.stage_two
     given = {
         field.name: getattr(second, field.name)
@@ -58,6 +72,11 @@ def _of_stage_two(options: TrainingOptions) -> Iterator[str]:
         for name in given:
             yield f"--{name} is given and --stage_two is not: it changes nothing"
         return
+    if "stage_two_lr" in given and options.running.stage_two_follows_schedule:
+        yield (
+            f"--stage_two_lr {second.stage_two_lr:g} changes nothing: with "
+            "--stage_two_follows_schedule stage two goes on with the rate of the schedule"
+        )
     named = LOSSES[options.loss.loss]
     for quantity in terms.stage_two_weights(second):
         flag = f"stage_two_{quantity}_weight"

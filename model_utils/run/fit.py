@@ -229,11 +229,13 @@ class _Run:
             self._enter(stage)
 
     def _enter(self, stage: Stage) -> None:
-        """Change loss and rate, and begin to look for a best model anew where
-        losses cannot be compared.
+        """Judge the last weights of the stage that ends, change loss and rate, and begin to look
+        for a best model anew where losses cannot be compared.
         """
         progress = self.state.progress
         schedule = self.state.schedule
+        if 0 < progress.step != progress.validated_step:
+            self.validate()
         self.hooks.on_stage(self.state, stage)
         progress.stage += 1
         progress.waited = 0

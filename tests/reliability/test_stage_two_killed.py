@@ -51,9 +51,11 @@ def in_its_first_best_model(act: Act) -> Act:
 @pytest.mark.parametrize(
     "moment", [at_its_begin, when_it_is_done, in_its_first_best_model][: amount(1, 3)]
 )
+@pytest.mark.parametrize("every", ["1", "2"])
 def test_killed_where_stage_two_begins(
-    moment: Callable[[Act], Act], train: Train, tmp_path: Path
+    every: str, moment: Callable[[Act], Act], train: Train, tmp_path: Path
 ) -> None:
+    """With a validation after every epoch, and with one that belongs to the end of the stage."""
     flags = [
         "--batch_size",
         "4",
@@ -63,6 +65,8 @@ def test_killed_where_stage_two_begins(
         "--ema",
         "--checkpoint_every_steps",
         "3",
+        "--validate_every",
+        every,
     ]
     whole, broken = train("whole/run", *flags), tmp_path / "run"
     child = os.fork()

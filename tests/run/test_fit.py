@@ -114,6 +114,49 @@ def test_stage_two_changes_loss_and_rate_and_looks_for_the_best_anew() -> None:
     assert third > 500 * second, "the training line is of the stage's own loss"
 
 
+@pytest.mark.parametrize(
+    "every", [{"validate_every": 4}, {"validate_every_steps": 7}, {"validate_every": 2}]
+)
+def test_the_end_of_a_stage_is_validated_once(every: dict[str, int]) -> None:
+    told = Told(losses=[9.0, 8.0, 7.0, 6.0])
+    two = Stage(start=2, loss=Loss.of(energy=1000.0, forces=0.0))
+    trained(plan_of(6, two, Stage(start=2, loss=ENERGY), **every), told)
+    events = told.events
+    before = events[: events.index(("stage", 2, 2))]
+    assert [event[1] for event in before if event[0] == "valid"] == [0, 2]
+    assert events[events.index(("stage", 2, 2)) - 1] in (("valid", 2, True, 8.0), ("save", "epoch"))
+    assert events[events.index(("stage", 2, 2)) + 1] == ("stage", 3, 2)
+
+
+def test_weights_before_the_first_step_end_no_stage() -> None:
+    told = Told()
+    trained(plan_of(1, Stage(start=0, loss=ENERGY)), told)
+    assert told.kinds()[:4] == ["save", "valid", "stage", "step"]
+
+
+def test_the_end_of_a_stage_is_still_judged_where_a_run_was_stopped_in_that_validation() -> None:
+    plan = plan_of(4, Stage(start=2, loss=ENERGY, lr=0.001), validate_every=4, patience=9)
+    whole = Told()
+    unbroken = trained(plan, whole)
+    state = state_of()
+    data = Waters(4)
+
+    def watch(batches: Iterator[Batch]) -> Iterator[Batch]:
+        for batch in batches:
+            if state.progress.validation_due and state.progress.step == 4:
+                raise StopRequested("time limit")
+            yield batch
+
+    parts = Told(watch=watch)
+    with pytest.raises(Preempted):
+        fit(state, steps_of(data), plan, parts.hooks(state, data))
+    parts.watch = iter
+    fit(state, steps_of(data), plan, parts.hooks(state, data))
+    assert parts.of("valid") == whole.of("valid")
+    assert weights(state) == weights(unbroken)
+    assert state.progress == unbroken.progress
+
+
 def test_more_stages_than_two_follow_one_another() -> None:
     told = Told()
     later = [

@@ -217,7 +217,7 @@ class RunOptions:
     deterministic: Annotated[bool, MAY_CHANGE] = False
     """On CUDA: only operations whose sums have a fixed order, at some cost. The CPU's always have."""
     validate_every: Annotated[Count, FIXED] = 1
-    """Epochs between validations."""
+    """Epochs between validations; the end of a stage and that of the run are validated in any case."""
     validate_every_steps: Annotated[Count | None, FIXED] = None
     """Optimizer steps between validations, in place of epochs."""
     checkpoint_every_steps: Annotated[Count | None, MAY_CHANGE] = None

@@ -248,7 +248,7 @@ class _Run:
 
     def train_epoch(self) -> None:
         """The rest of an epoch, its lines, validation and checkpoint; stops
-        early at ``max_steps`` where that is within the epoch.
+        early where training is over within the epoch.
         """
         progress = self.state.progress
         self.epoch_began = time.monotonic()
@@ -263,7 +263,7 @@ class _Run:
             self.hooks.on_step(self.state, len(steps), loss)
             self._after_step()
             self.hooks.meet()
-            if self._steps_done() and progress.steps_in_epoch < len(steps):
+            if progress.steps_in_epoch < len(steps) and self.finish_reason() is not None:
                 return
         self._end_epoch()
 

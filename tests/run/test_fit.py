@@ -192,6 +192,29 @@ def test_patience_ends_a_run() -> None:
     assert state.progress.epoch == 4
 
 
+def test_patience_ends_a_run_within_an_epoch_and_more_of_it_goes_on_there() -> None:
+    losses = [9.0, 1.0, 2.0, 2.0, 2.0, 2.0]
+    told = Told(losses=losses[:4])
+    plan = plan_of(50, patience=2, validate_every_steps=1)
+    state = trained(plan, told, n=8)
+    assert told.kinds()[-3:] == ["step", "valid", "last"]
+    assert (state.progress.step, state.progress.epoch, state.progress.steps_in_epoch) == (3, 0, 3)
+    assert state.progress.finished == "no lower validation loss for 2 validations"
+    more = plan_of(50, patience=4, validate_every_steps=1)
+    whole = trained(more, Told(losses=[*losses]), n=8)
+    trained(more, Told(losses=losses[4:]), state, n=8)
+    assert weights(state) == weights(whole)
+    assert state.progress == whole.progress
+
+
+def test_patience_within_an_epoch_begins_the_next_stage_at_its_end() -> None:
+    told = Told(losses=[9.0, 1.0, 2.0, 2.0, 2.0, 7.0, 8.0])
+    plan = plan_of(50, Stage(start=40, loss=ENERGY), patience=1, validate_every_steps=1)
+    state = trained(plan, told, n=6)
+    assert told.of("stage") == [(2, 1)]
+    assert (state.progress.epoch, state.progress.steps_in_epoch) == (1, 2)
+
+
 def test_patience_goes_on_to_the_next_stage_and_ends_the_last() -> None:
     told = Told(losses=[9.0, 1.0, 2.0, 2.0, 7.0, 8.0, 8.0])
     state = trained(plan_of(50, Stage(start=40, loss=ENERGY, lr=0.001), patience=2), told)

@@ -207,7 +207,7 @@ class RunOptions:
         MAY_CHANGE,
         InResume("Validations that are no better (by `--best_metric`) after which the run ends."),
     ] = None
-    """Stop (or go on to stage two) after this many validations that are no better (by `--best_metric`)."""
+    """Stop (or go on to stage two) after this many validations that are no better (by `--best_metric`). A run stops at once, with --validate_every_steps within an epoch; stage two begins at the end of the epoch."""
     seed: Annotated[NonNegativeInt, FIXED] = 123
     """Seed of initial weights, order and split."""
     step: Annotated[str, FORMS_OF_STEP, FIXED] = "fast"

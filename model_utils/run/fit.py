@@ -376,7 +376,7 @@ class _Run:
             ValidationRecord(
                 epoch=progress.epoch,
                 step=progress.step,
-                lr=state.schedule.rate(),
+                lr=self._rate(),
                 metrics=errors,
                 by_source=by_source,
                 weights=state.judged_kind,
@@ -387,6 +387,13 @@ class _Run:
             )
         )
 
+    def _rate(self) -> float:
+        """Learning rate of the last step; before the first, that of the schedule."""
+        progress = self.state.progress
+        if progress.step == 0 or progress.rate is None:
+            return self.state.schedule.rate()
+        return progress.rate
+
     def _train_record(self, *, whole_epoch: bool) -> TrainRecord:
         self._refuse_non_finite()
         tally = self.state.tally
@@ -396,7 +403,7 @@ class _Run:
         return TrainRecord(
             epoch=progress.epoch + 1,
             step=progress.step,
-            lr=progress.rate or self.state.schedule.rate(),
+            lr=self._rate(),
             metrics=metrics(tally.sums.tolist(), loss),
             gradient_norm=norms / steps,
             gradient_norm_max=largest,

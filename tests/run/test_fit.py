@@ -356,6 +356,33 @@ def test_a_record_has_the_rate_of_its_step_also_where_the_schedule_counts_steps(
     assert rates[:2] == pytest.approx([begun, begun / 2])
 
 
+def test_the_record_of_a_validation_has_the_rate_of_the_step_behind_it() -> None:
+    told = Told()
+    settings = ScheduleSettings(kind="exponential", unit="step", factor=0.5)
+    state = state_of(settings=settings)
+    data = Waters(4)
+    hooks = told.hooks(state, data)
+    rates: list[float] = []
+    object.__setattr__(hooks, "on_validation", lambda record: rates.append(record.lr))
+    fit(state, steps_of(data), plan_of(2, validate_every_steps=1), hooks)
+    assert rates == pytest.approx([0.01, 0.01, 0.005, 0.0025, 0.00125])
+
+
+def test_a_rate_of_zero_is_recorded() -> None:
+    """Where the step to come has another one already."""
+    settings = ScheduleSettings(kind="cosine", unit="step", horizon=2)
+    plan = plan_of(1, max_steps=3)
+    state = trained(plan, state=state_of(settings=settings), n=8)
+    state.schedule.set_rate(0.3, horizon=9)
+    state.progress.validation_due = True
+    data = Waters(8)
+    hooks = Told().hooks(state, data)
+    rates: list[float] = []
+    object.__setattr__(hooks, "on_validation", lambda record: rates.append(record.lr))
+    fit(state, steps_of(data), plan, hooks)
+    assert rates == [0.0]
+
+
 def test_max_steps_ends_within_an_epoch_and_validates() -> None:
     told = Told()
     state = trained(plan_of(9, max_steps=3), told)

@@ -362,16 +362,6 @@ def real(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
-def lasting(path: Path) -> Path:
-    """The same file or folder by a name without links to folders, such as ``latest``, which lead
-    elsewhere later; as it was given where there are none, or nothing is there.
-    """
-    given = path if path.is_dir() else path.parent
-    if not path.exists() or real(given) == Path(os.path.abspath(given)):
-        return path
-    return real(path) if path.is_dir() else _place(path)
-
-
 def _place(path: Path) -> Path:
     """A file by the one name of its folder; a link in its place is replaced, not followed."""
     return real(path.parent) / path.name

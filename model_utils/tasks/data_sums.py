@@ -2,9 +2,11 @@
 or by several together.
 """
 
+import os
 from collections.abc import Iterator
 from functools import partial
 from itertools import chain
+from pathlib import Path
 
 from dataloader import progress
 from dataloader.data_file import Census, Unread, given
@@ -20,7 +22,7 @@ from model_utils.run.data.open_data import filters_of, numbers_of, specs_of
 from model_utils.run.data.shared_indexing import index_for_all
 from model_utils.runtime import log
 from model_utils.settings import terms
-from model_utils.settings.options import DataOptions, MetadataOptions, Role
+from model_utils.settings.options import DataOptions, MetadataInitOptions, MetadataOptions, Role
 from model_utils.settings.options.data import GENERAL_FLAGS
 from model_utils.tasks.label_census import LabelCensus
 
@@ -59,7 +61,9 @@ def sums_of(
     if not group.rank.is_first:
         return None
     if sums.atoms == 0:
-        raise InputError("no structures to measure; look at the files and at --elements")
+        raise InputError(
+            "no structures to measure; look at the files, at --elements, --max_atoms, --max_force"
+        )
     census.require_types(dict(terms.config_type_weights(options.data)))
     census.judge(allow_missing=options.data.allow_missing_labels)
     return sums
@@ -93,6 +97,19 @@ def _structures(options: MetadataOptions) -> Iterator[Unread]:
             _say_notes(source.census)
         pools[role] = Selection(sources, elements) if sources else None
     return _of_part(chosen.trained_on(pools, data, options.seed))
+
+
+def what_is_read(options: MetadataOptions) -> Iterator[tuple[str, Path | None]]:
+    """What is read, by flag; a model.json that ``fit`` completes may be replaced by what it
+    becomes.
+    """
+    for role in GENERAL_FLAGS:
+        yield from (("the data", source.path) for source in options.data.files(role))
+    yield "--linear_references", options.linear_references
+    if options.E0s is not None and os.path.isfile(options.E0s):  # it may be JSON as well
+        yield "--E0s", Path(options.E0s)
+    if isinstance(options, MetadataInitOptions):
+        yield "--mace_config", options.mace_config
 
 
 def _roles(options: DataOptions) -> list[Role]:

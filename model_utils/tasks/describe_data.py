@@ -3,10 +3,8 @@ description wants them.
 """
 
 import json
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,10 +25,9 @@ from model_utils.runtime import log, start_log
 from model_utils.settings import terms
 from model_utils.settings.energies import energies_for, given_energies, linear_references
 from model_utils.settings.options import MetadataFitOptions, MetadataInitOptions, MetadataOptions
-from model_utils.settings.options.data import GENERAL_FLAGS
 from model_utils.settings.options.describing import USUAL_E0S, USUAL_SCALING
 from model_utils.tasks import mace_yaml
-from model_utils.tasks.data_sums import sums_of
+from model_utils.tasks.data_sums import sums_of, what_is_read
 from model_utils.tasks.mace_yaml import Stated
 
 PRESETS: dict[str, dict[str, Any]] = {  # mace's foundation sizes: how far equivariant features go
@@ -430,22 +427,9 @@ def write(options: MetadataOptions, fields: Mapping[str, Any]) -> ModelDescripti
 
 def _refuse_existing(options: MetadataOptions) -> None:
     path = options.output_json
-    refuse_shared_places({"--output_json": path}, _read(options))
+    refuse_shared_places({"--output_json": path}, what_is_read(options))
     if path.exists() and not options.overwrite:
         raise InputError(f"--output_json {path} is there already; give another name or --overwrite")
-
-
-def _read(options: MetadataOptions) -> Iterator[tuple[str, Path | None]]:
-    """What is read, by flag; a model.json that ``fit`` completes may be replaced by what it
-    becomes.
-    """
-    for role in GENERAL_FLAGS:
-        yield from (("the data", source.path) for source in options.data.files(role))
-    yield "--linear_references", options.linear_references
-    if options.E0s is not None and os.path.isfile(options.E0s):  # it may be JSON as well
-        yield "--E0s", Path(options.E0s)
-    if isinstance(options, MetadataInitOptions):
-        yield "--mace_config", options.mace_config
 
 
 def _put(options: MetadataOptions, text: str) -> None:

@@ -7,7 +7,7 @@ from dataloader.dataset import Dataset
 from losses import Loss
 from model_utils import runtime
 from model_utils.errors import InputError
-from model_utils.files.outputs import lasting
+from model_utils.files.lasting import lasting
 from model_utils.metrics import Metrics
 from model_utils.physics.records import PhysicsReport
 from model_utils.ranks import joining

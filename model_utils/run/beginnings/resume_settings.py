@@ -6,7 +6,8 @@ from typing import Any
 
 from model_utils.errors import InputError, VerificationError
 from model_utils.files import checkpoint, run_lock
-from model_utils.files.outputs import Outputs, checkpoints_in, lasting, real, sidecar, written_at
+from model_utils.files.lasting import lasting
+from model_utils.files.outputs import Outputs, checkpoints_in, real, sidecar, written_at
 from model_utils.run.beginnings import replaying
 from model_utils.run.beginnings.continuation import Changes
 from model_utils.run.beginnings.resuming import newest_run

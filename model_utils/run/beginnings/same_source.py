@@ -9,7 +9,8 @@ from typing import Any
 from model_utils import model_loader
 from model_utils.errors import InputError
 from model_utils.files.content import file_hash
-from model_utils.files.outputs import lasting, real
+from model_utils.files.lasting import lasting
+from model_utils.files.outputs import real
 from model_utils.model_loader import LoadedModel
 from model_utils.run.beginnings.stored_run import StoredRun
 from model_utils.runtime import log

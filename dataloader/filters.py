@@ -44,6 +44,13 @@ TOO_LARGE = "more than %d atoms"
 TOO_STRONG = "a force above %g eV/Å"
 OTHER_ELEMENT = "an element outside --elements"
 NO_INPUT = "a %s for which the model has no input"
+# the flag that says so, by a part of the reason
+FLAGS_BY_REASON = {
+    TOO_LARGE.partition("%")[0]: "--max_atoms",
+    TOO_STRONG.partition("%")[0]: "--max_force",
+    OTHER_ELEMENT: "--elements",
+    NO_INPUT.partition("%s")[2]: "--drop_charged",
+}
 KEEP_CHARGES = Filters(charges="keep")
 
 

@@ -151,6 +151,18 @@ def test_lists_that_cannot_be_used(
         opened("--xyz_train", pool, *lists, *more)
 
 
+def test_filters_that_leave_nothing_are_named(tmp_path: Path) -> None:
+    write(tmp_path / "pool.xyz", named(6), format="extxyz")
+    for flag, value, why in (
+        ("--max_atoms", 2, "6 × more than 2 atoms; look at --max_atoms, the files"),
+        ("--elements", "H", "6 × an element outside --elements; look at --elements, the files"),
+        ("--max_force", 1e-9, "6 × a force above 1e-09 eV/Å; look at --max_force, the files"),
+    ):
+        said = f"no structure is left to train on: left out are {why}"
+        with pytest.raises(InputError, match=re.escape(said)):
+            opened("--xyz_train", tmp_path / "pool.xyz", flag, value)
+
+
 def test_a_list_may_name_what_is_left_out_and_a_wrong_name_is_said(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataloader import id_lists
+from dataloader.filters import FLAGS_BY_REASON
 from dataloader.id_lists import Hashes, IdList, Looked
 from dataloader.selection import Part, Selection
 from model_utils.errors import InputError
@@ -143,10 +144,21 @@ def require_some(data: Selection, role: str) -> None:
     """Refuse a role for which nothing is left.
 
     Raises:
-        InputError: naming the role.
+        InputError: naming the role, and why structures were left out.
     """
-    if len(data) == 0:
+    if len(data) > 0:
+        return
+    reasons = sum((source.census.left_out for source in data.sources), data.left_out.copy())
+    if not reasons:
         raise InputError(
             f"no structure is left to {role} on; look at the files, at --elements "
             "and at lists of IDs"
         )
+    left_out = ", ".join(f"{count} × {reason}" for reason, count in reasons.most_common())
+    flags = dict.fromkeys(
+        flag for reason in reasons for part, flag in FLAGS_BY_REASON.items() if part in reason
+    )
+    raise InputError(
+        f"no structure is left to {role} on: left out are {left_out}; look at "
+        f"{', '.join([*flags, 'the files'])} and at lists of IDs"
+    )

@@ -106,3 +106,10 @@ def test_reference_energies_that_no_atom_has(
     shown = capsys.readouterr().out
     assert "warning: no atom has so low an E0 as head Default has: H -190 eV" in shown
     assert "fitted to compositions that do not determine it" in shown
+    assert "those of IsolatedAtom frames in the data, or with --E0s of a file" in shown
+    frames = waters(6)
+    for atoms in frames[::2]:  # compositions of OH determine what fit then finds
+        del atoms[2]
+    write(tmp_path / "w.xyz", frames, format="extxyz")
+    assert train_mace.main([*words, "--dry_run", "--output_checkpoint", str(tmp_path / "run")]) == 0
+    assert "m.json with the data makes a model.json with theirs" in capsys.readouterr().out

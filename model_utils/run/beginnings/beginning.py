@@ -26,7 +26,7 @@ from model_utils.run.beginnings import physics_gate, resuming
 from model_utils.run.beginnings.continuation import Changes, take_over
 from model_utils.run.beginnings.stored_run import KnownRecords, StoredRun
 from model_utils.run.budget import with_edges_per_batch, with_measured_budget
-from model_utils.run.data import data_log, open_data
+from model_utils.run.data import compositions, data_log, open_data
 from model_utils.run.data.open_data import TrainingData
 from model_utils.run.train_state import Progress
 from model_utils.runtime import log
@@ -237,9 +237,13 @@ class Fresh(NewRun):
 
     def compare_energies(self, options: TrainOptions, data: Dataset) -> None:
         """Compare the E0s of the author's model.json with the data."""
+        fit = f"metadata.py fit --input_json {options.input_json}"
         remedy = (
-            f"metadata.py fit --input_json {options.input_json} with the data makes a "
-            "model.json with theirs"
+            f"{fit} makes a model.json with those of IsolatedAtom frames in the data, or with "
+            "--E0s of a file of isolated atoms or JSON; the compositions of the data do not "
+            "determine them"
+            if compositions.give_impossible_energies(data)
+            else f"{fit} with the data makes a model.json with theirs"
         )
         data_log.compare_energies(data, remedy)
 

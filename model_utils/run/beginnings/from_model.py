@@ -25,7 +25,7 @@ from model_utils.run.beginnings import (
 from model_utils.run.beginnings.beginning import Beginning, NewRun
 from model_utils.run.beginnings.deciding import beginning_of_training, refuse_other_files
 from model_utils.run.beginnings.finetuning import Origin
-from model_utils.run.data import counted, data_log, open_data
+from model_utils.run.data import compositions, counted, data_log, open_data
 from model_utils.run.data.open_data import TrainingData
 from model_utils.run.interruption import Interruption
 from model_utils.settings.options import FinetuneOptions, TrainOptions
@@ -76,9 +76,11 @@ class FromModel(NewRun):
 
     def compare_energies(self, options: TrainOptions, data: Dataset) -> None:
         """Compare the E0s that the source has, or was given, with the data."""
-        remedy = (
-            "finetune.py --E0s isolated takes those of the frames, --E0s shift fits "
-            "the source's errors"
+        remedy = "finetune.py --E0s isolated takes those of IsolatedAtom frames, --E0s " + (
+            "with a file of isolated atoms or JSON those; the compositions of the data do not "
+            "determine them"
+            if compositions.give_impossible_energies(data)
+            else "shift fits the source's errors"
         )
         new_energies.warn_of_not_given(self.origin, data)
         data_log.compare_energies(data, remedy)

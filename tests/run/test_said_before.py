@@ -134,6 +134,10 @@ def test_a_run_that_goes_on_says_the_loss_of_its_stage(
             "--lr_of readouts.*=0.01 changes nothing: all its parameters have the rate of *",
         ),
         ("--lr_of readouts.*=0.01 *=0.001", None),
+        ("--huber_delta 0.1", "--huber_delta 0.1 changes nothing: no term of the loss has a Huber"),
+        ("--huber_delta 0.1 --forces_loss huber", None),
+        ("--huber_delta 0.1 --loss universal", None),
+        ("--valid_fraction 0.3", "--valid_fraction 0.3 changes nothing: the validation structures"),
     ],
 )
 def test_settings_that_change_nothing(said: Said, words: str, sentence: str | None) -> None:

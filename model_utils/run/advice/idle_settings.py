@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from dataclasses import fields
 from fnmatch import fnmatchcase
 
-from losses import LOSSES
+from losses import LOSSES, Loss
 from model_utils import model_loader
 from model_utils.run.assemble import AssembledRun
-from model_utils.run.objective import has_term, weight_schedules
+from model_utils.run.objective import has_term, stages, weight_schedules
 from model_utils.run.step_counts import length_of_run, step_counts
 from model_utils.runtime import log
 from model_utils.settings import terms
@@ -22,6 +22,8 @@ from model_utils.settings.options import (
     TrainingOptions,
 )
 from optimizer import SCHEDULES, constant_factor, pattern_of
+
+WITHOUT_DELTA = {"mse", "mae", "l2norm"}  # shapes that --huber_delta does not bend
 
 
 def warn(run: AssembledRun) -> None:
@@ -124,7 +126,19 @@ def _may_run_out(run: AssembledRun, patience: int, length: float) -> bool:
 
 
 def _of_the_loss(options: TrainingOptions) -> Iterator[str]:
-    """A weight that a schedule replaces, and points of one that does not look at them."""
+    """A weight that a schedule replaces, points of one that does not look at them, and the bend
+    of a shape that no term has.
+    """
+    delta = options.loss.huber_delta
+    losses = [stage.loss for stage in stages(options)]
+    if delta != LossOptions.huber_delta and all(
+        type(loss) is Loss and {term.shape for term in loss.terms.values()} <= WITHOUT_DELTA
+        for loss in losses
+    ):
+        yield (
+            f"--huber_delta {delta:g} changes nothing: no term of the loss has a Huber shape; "
+            "--forces_loss huber, --energy_loss huber or --loss universal have one"
+        )
     for quantity, schedule in weight_schedules(options.loss).items():
         if schedule.course == "constant" and len(schedule.points) > 1:
             yield (

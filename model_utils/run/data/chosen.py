@@ -42,6 +42,14 @@ def parts_of(
     if valid is not None:
         parts["val"] = _drawn("val", valid, options.lmdb_val_samples, seed)
         require_some(valid, "validate")
+    is_given = options.valid_fraction not in (0, DataOptions.valid_fraction)
+    if is_given and (valid is not None or options.files("val")):
+        log.warning(
+            "warning: --valid_fraction %g changes nothing: the validation structures are named by "
+            "%s; leave one of the two out",
+            options.valid_fraction,
+            "a file" if options.files("val") else "a list",
+        )
     return parts
 
 

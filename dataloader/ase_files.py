@@ -163,6 +163,8 @@ _REFUSED_ENDINGS = {
     **dict.fromkeys((*input_files.COMPRESSED_ENDINGS, ".tar"), "is compressed; unpack it first"),
     ".npz": "is not read here; write its structures as extended XYZ, or add a format by a plug-in",
 }
+_MODEL = "looks like a model.json, which --input_json takes; give a file of structures here"
+_OF_A_MODEL = (b'"model_class"', b'"hidden_irreps"', b'"r_max"', b'"atomic_numbers"')
 _REFUSED_BEGINNINGS = {
     b"PickleTrajectory": (
         "is a trajectory of ASE before 2014, a pickle, which runs code when it is read; write it "
@@ -202,6 +204,9 @@ def refuse_what_is_not_read(path: Path) -> None:
     reason and what to do.
     """
     reason = next((_SERVER for server in _SERVERS if str(path).startswith(server)), None)
+    if path.suffix.lower() == ".json" and path.is_file():
+        beginning = _beginning(path)
+        reason = _MODEL if any(name in beginning for name in _OF_A_MODEL) else reason
     reason = reason or _REFUSED_ENDINGS.get(path.suffix.lower())
     if reason is None and path.is_file():
         beginning = _beginning(path)

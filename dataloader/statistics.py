@@ -332,18 +332,18 @@ def scale_and_shift(head: HeadSums, energies: Mapping[int, float], scaling: str)
         return Scaling(scale=size, shift=shift, origin=origin)
     ((other, enough, other_text, other_origin),) = choices.values()
     reason = (
-        "there are no forces"
+        "there are no forces to take the scale from (--forces_key names their entry)"
         if scaling == "rms_forces" and not head.force_components
-        else f"the {text}, is noise"
+        else f"the {text}, is noise and gives no scale"
     )
     if other >= max(enough, LEAST_FORCE):
-        warning = f"{reason} and gives no scale: the {other_text}, is taken in its place"
+        warning = f"{reason}: the {other_text}, is taken in its place"
         return Scaling(scale=other, shift=shift, origin=other_origin, warning=warning)
     return Scaling(
         scale=1.0,
         shift=shift,
         origin="no scaling",
-        warning=f"{reason} and gives no scale: 1 is taken",
+        warning=f"{reason}: 1 is taken",
     )
 
 

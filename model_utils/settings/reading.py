@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -157,6 +158,14 @@ def _with_named_config(argv: Sequence[str], kind: type) -> list[str]:
         alone[-1] if Path(argv[alone[0][0]]).suffix in typed.YAML_ENDINGS else alone[0]
     )
     word = argv[position]
+    names = getattr(kind, "POSITIONAL", ())
+    paths = [place for place, _ in alone if Path(argv[place]).suffix not in typed.YAML_ENDINGS]
+    if len(names) > 1 and len(paths) > 1:
+        raise InputError(
+            f"{len(paths)} paths stand alone ({shlex.join(argv[place] for place in paths):.80}); "
+            f"the command takes {len(names)}, without their flags or as "
+            f"{' and '.join(f'--{name}' for name in names)}"
+        )
     if len(alone) > 1 or Path(word).suffix not in typed.YAML_ENDINGS:
         raise InputError(
             f"{word!r:.80} stands alone{reason}; only the path of a YAML file of settings may, "

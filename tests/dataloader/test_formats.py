@@ -175,6 +175,13 @@ def test_a_pattern_of_xyz_files_is_read(tmp_path: Path) -> None:
     assert len(source_of(tmp_path)) == 4
 
 
+def test_a_model_json_in_the_place_of_data_is_known(tmp_path: Path) -> None:
+    (tmp_path / "m.json").write_text('{"r_max": 5.0}')
+    assert "looks like a model.json, which --input_json takes" in refusal(tmp_path / "m.json")
+    (tmp_path / "m.json").write_text('{"1": {"numbers": [1]}}')
+    assert "is not read here; convert it" in refusal(tmp_path / "m.json")
+
+
 def test_names_that_stand_for_several_formats_or_nothing_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "a.xyz", waters(1), format="extxyz")
     write_traj(tmp_path / "a.traj", FRAMES[:1])

@@ -65,6 +65,12 @@ def test_anything_else_is_refused(
     assert line.startswith(f"error: '{culprit}' stands alone")
 
 
+def test_more_runs_than_two_to_compare(capsys: pytest.CaptureFixture[str]) -> None:
+    assert read_model.main(["diff", "a", "b", "c", "d"]) == 2
+    line = "4 paths stand alone (a b c d); the command takes 2, without their flags or as "
+    assert line + "--input_model and --other_model" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_two_files_of_settings(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     main, words = COMMANDS[name]

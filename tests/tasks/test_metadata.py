@@ -659,7 +659,7 @@ def test_energies_by_head(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "some energies are by head and some are not" in capsys.readouterr().err
 
 
-def crystal(forces: float, energies: float) -> list[Atoms]:
+def crystal(forces: float | None, energies: float) -> list[Atoms]:
     """Single atoms in cells of several sizes: forces and energies of the given
     spread, alternating in sign.
     """
@@ -667,7 +667,8 @@ def crystal(forces: float, energies: float) -> list[Atoms]:
     for i in range(6):
         atoms = Atoms("Cu", cell=[2.5 + 0.1 * i] * 3, pbc=True)
         atoms.info["REF_energy"] = energies * (-1) ** i
-        atoms.arrays["REF_forces"] = np.full((1, 3), forces * (-1) ** i)
+        if forces is not None:
+            atoms.arrays["REF_forces"] = np.full((1, 3), forces * (-1) ** i)
         frames.append(atoms)
     return frames
 
@@ -687,12 +688,13 @@ def crystal(forces: float, energies: float) -> list[Atoms]:
         (0.5, 1e-9, "std", 0.5, "the rms of the forces, 0.5 eV/Å, is taken"),
         (1e-8, 1e-9, "std", 1.0, "is noise and gives no scale: 1 is taken"),
         (0.5, 0.07, "rms_forces", 0.5, ""),
+        (None, 0.07, "rms_forces", 0.07 * 1.2**0.5, "no forces to take the scale from (--forces"),
         (0.004, 0.07, "rms_forces", 0.004, ""),
         (1e-8, 0.07, "std", 0.07 * 1.2**0.5, ""),
     ],
 )
 def test_noise_gives_no_scale(
-    forces: float,
+    forces: float | None,
     energies: float,
     scaling: str,
     scale: float,

@@ -164,6 +164,7 @@ class _Run:
         self.check_every = CHECK_EVERY_ON_GPU if state.device.type == "cuda" else 1
         self.saved_at = time.monotonic()
         self.epoch_began = self.saved_at
+        self.steps_of_epoch = 0
         self.retry_at = math.inf
         self.retry_after = FIRST_RETRY
 
@@ -253,6 +254,7 @@ class _Run:
         progress = self.state.progress
         self.epoch_began = time.monotonic()
         steps = self.data.of_epoch(progress.epoch)
+        self.steps_of_epoch = len(steps)
         rest = steps[progress.steps_in_epoch :]
         batches = self.hooks.watch(self.data.batches(rest))
         loss = self.loss_of_steps()
@@ -312,11 +314,14 @@ class _Run:
         self.unchecked.clear()
 
     def _after_step(self) -> None:
+        """Lines, validation and checkpoint that are counted in steps; a validation behind the last
+        step of an epoch comes when that is closed, and is of the epoch that is finished.
+        """
         plan = self.plan
         progress = self.state.progress
         if plan.log_every_steps and progress.step % plan.log_every_steps == 0:
             self.hooks.on_train(self._train_record(whole_epoch=False))
-        if plan.validate_every_steps and progress.step % plan.validate_every_steps == 0:
+        if progress.steps_in_epoch < self.steps_of_epoch and self._is_due_by_steps():
             self.validate()
         now = time.monotonic()
         by_steps = plan.checkpoint_every_steps and progress.step % plan.checkpoint_every_steps == 0
@@ -326,6 +331,10 @@ class _Run:
         )
         if by_steps or by_time or now >= self.retry_at:
             self._save("interval")
+
+    def _is_due_by_steps(self) -> bool:
+        every = self.plan.validate_every_steps
+        return every is not None and self.state.progress.step % every == 0
 
     def _end_epoch(self) -> None:
         progress = self.state.progress
@@ -337,8 +346,11 @@ class _Run:
         last = progress.epoch == self.plan.epochs
         # weights that were judged when a run was stopped behind the last step of the epoch
         is_judged = progress.validated_step == progress.step
-        is_due = progress.epoch % self.plan.validate_every == 0 or last
-        if self.plan.validate_every_steps is None and is_due and not is_judged:
+        if self.plan.validate_every_steps is None:
+            is_due = progress.epoch % self.plan.validate_every == 0 or last
+        else:
+            is_due = self._is_due_by_steps()
+        if is_due and not is_judged:
             self.validate()
         # the last one is saved with the reason why the run is over
         if not last and not self._steps_done():

@@ -426,6 +426,40 @@ def test_counted_in_steps() -> None:
     assert len(told.of("train")) == 4 + 2
 
 
+def test_a_validation_behind_the_last_step_of_an_epoch_is_of_the_epoch_that_is_finished() -> None:
+    told = Told(losses=[9.0, 3.0, 2.0, 1.0, 4.0])
+    plan = plan_of(2, validate_every_steps=1, checkpoint_every_steps=1)
+    state = trained(plan, told, n=4)
+    assert [epoch for epoch, _, _ in told.of("valid")] == [0, 0, 1, 1, 2]
+    assert (state.progress.best_epoch, state.progress.best_step) == (1, 3)
+    assert [kind for kind in told.kinds() if kind in ("step", "valid", "train")] == (
+        ["valid", *["step", "valid", "step", "train", "valid"] * 2]
+    )
+
+
+def test_a_run_saved_before_that_validation_has_it_after_it_goes_on() -> None:
+    plan = plan_of(2, validate_every_steps=2, checkpoint_every_steps=2)
+    whole = Told()
+    unbroken = trained(plan, whole)
+    state = state_of()
+    data = Waters(4)
+    parts = Told()
+    hooks = parts.hooks(state, data)
+
+    def stop(*_: Any) -> None:
+        if state.progress.step == 2:
+            raise StopRequested("SIGUSR1")
+
+    object.__setattr__(hooks, "meet", stop)
+    with pytest.raises(Preempted):
+        fit(state, steps_of(data), plan, hooks)
+    assert (state.progress.steps_in_epoch, state.progress.validated_step) == (2, -1)
+    fit(state, steps_of(data), plan, parts.hooks(state, data))
+    assert parts.of("valid") == whole.of("valid")
+    assert weights(state) == weights(unbroken)
+    assert state.progress == unbroken.progress
+
+
 def test_a_request_to_stop_saves_the_last_whole_step_and_the_rest_follows() -> None:
     whole = trained(plan_of(3), n=6)
     state = state_of()

@@ -52,11 +52,11 @@ def convert(options: ConvertOptions) -> None:
     """
     start_log()
     refuse_names_of_runs(options.output, "--output")
-    refuse_shared_places({"--output": options.output}, [("--input_model", options.input_model)])
     if options.output.exists() and not options.overwrite:
         raise InputError(
             f"--output {options.output} is there already; give another name or --overwrite"
         )
+    refuse_shared_places({"--output": options.output}, [("--input_model", options.input_model)])
     loaded = _source(options, DTYPES.get(options.dtype or ""))
     _refuse_unknown_form(options, loaded)
     if options.to == "mliap":

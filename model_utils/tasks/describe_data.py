@@ -427,9 +427,9 @@ def write(options: MetadataOptions, fields: Mapping[str, Any]) -> ModelDescripti
 
 def _refuse_existing(options: MetadataOptions) -> None:
     path = options.output_json
-    refuse_shared_places({"--output_json": path}, what_is_read(options))
     if path.exists() and not options.overwrite:
         raise InputError(f"--output_json {path} is there already; give another name or --overwrite")
+    refuse_shared_places({"--output_json": path}, what_is_read(options))
 
 
 def _put(options: MetadataOptions, text: str) -> None:

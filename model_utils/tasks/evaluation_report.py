@@ -31,6 +31,9 @@ def refuse_existing(options: EvaluateOptions) -> None:
         flag: getattr(options, flag) for flag in ("output_json", "output_table", "output_xyz")
     }
     outputs["report"] = options.reporting.report
+    for flag, path in outputs.items():
+        if path is not None and path.exists() and not options.overwrite:
+            raise InputError(f"--{flag} {path} is there already; give another name or --overwrite")
     refuse_shared_places(
         {f"--{flag}": path for flag, path in outputs.items()},
         [
@@ -40,9 +43,6 @@ def refuse_existing(options: EvaluateOptions) -> None:
             ("--compare_with", options.reporting.compare_with),
         ],
     )
-    for flag, path in outputs.items():
-        if path is not None and path.exists() and not options.overwrite:
-            raise InputError(f"--{flag} {path} is there already; give another name or --overwrite")
 
 
 def say_what_is_used(loaded: LoadedModel, dtype: torch.dtype, device: torch.device) -> None:

@@ -76,7 +76,7 @@ class FromModel(NewRun):
 
     def compare_energies(self, options: TrainOptions, data: Dataset) -> None:
         """Compare the E0s that the source has, or was given, with the data."""
-        remedy = "finetune.py --E0s isolated takes those of IsolatedAtom frames, --E0s " + (
+        remedy = "finetune.py --E0s isolated takes those of the frames, --E0s " + (
             "with a file of isolated atoms or JSON those; the compositions of the data do not "
             "determine them"
             if compositions.give_impossible_energies(data)

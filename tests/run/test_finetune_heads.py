@@ -198,7 +198,10 @@ def test_energies_of_a_file_and_by_head(tune: Callable[..., str], tmp_path: Path
         "IsolatedAtom frames are not what the E0s of head pbe are: H -9 against -13.6, O "
         "-9 against -430 eV"
     ) in shown
-    assert "finetune.py --E0s isolated takes those of the frames" in shown
+    assert "finetune.py --E0s isolated takes those of the frames, --E0s shift fits" in shown
+    shown = tune({"pbe": 1.0}, "--E0s", '{"r2scan": {"H": -190.0}}')
+    assert "no atom has so low an E0 as head r2scan has: H -190 eV" in shown
+    assert "takes those of the frames, --E0s with a file of isolated atoms or JSON those" in shown
 
 
 def replayed(folder: Path, **entries: object) -> Path:

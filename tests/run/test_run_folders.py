@@ -319,7 +319,9 @@ def test_from_the_best_model_with_another_rate(
         "nothing is left to do"
     )
     assert os.readlink(finished / "latest") == folder.name
-    capsys.readouterr()
+    shown = capsys.readouterr().out
+    assert f"continue {folder}" in shown
+    assert "latest" not in shown, "which leads to another run later"
     asked = [
         *words,
         "--run_dir",

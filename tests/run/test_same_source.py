@@ -92,6 +92,14 @@ def test_another_source_is_refused(tune: Tune, tmp_path: Path) -> None:
     assert checkpoint.read(tmp_path / "run/run_checkpoint.pt").content["train_state"]["epoch"] == 2
 
 
+def test_a_source_is_noted_by_a_name_that_holds(tune: Tune, tmp_path: Path) -> None:
+    """Not through a link as ``latest``, which leads to another run later."""
+    (tmp_path / "latest").symlink_to(tmp_path)
+    tune("latest/first.model")
+    state = checkpoint.read(tmp_path / "run/run_checkpoint.pt").content["train_state"]
+    assert state["source"]["path"] == str(tmp_path / "first.model")
+
+
 def test_energies_may_be_written_otherwise(
     tune: Tune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

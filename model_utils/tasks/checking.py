@@ -25,6 +25,7 @@ from dataloader.selection import Selection
 from dataloader.sources import open_sources
 from dataloader.structure import Structure
 from model_utils.errors import cannot_write
+from model_utils.files.apart import refuse_shared_places
 from model_utils.models import description as model_json
 from model_utils.models.description import ModelDescription
 from model_utils.ranks import joining
@@ -75,6 +76,9 @@ def _refuse_existing(options: CheckOptions) -> None:
             f"--output_json {options.output_json} is there already; give another "
             "name or --overwrite"
         )
+    data = [("the data", spec.path) for role in NAMES for spec in specs_of(options.data, role)]
+    read = [("--input_json", options.input_json), *data]
+    refuse_shared_places({"--output_json": options.output_json}, read)
 
 
 def _findings(

@@ -293,6 +293,17 @@ def test_linear_references_become_the_atomic_energies(
     assert metadata.main([*flags, "--overwrite", "--E0s", "average"]) == 2
 
 
+def test_findings_never_replace_the_data(
+    xyz: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = xyz(waters(4))
+    before = path.read_bytes()
+    words = ["check", "--xyz_train", str(path), "--output_json", str(path), "--overwrite"]
+    assert metadata.main(words) == 2
+    assert f"--output_json and the data are both {path}" in capsys.readouterr().err
+    assert path.read_bytes() == before
+
+
 def test_what_is_not_checked_is_said(xyz: Callable[..., Path], check: Check) -> None:
     """Signs need near structures, or many with a stress."""
     rng = np.random.default_rng(1)

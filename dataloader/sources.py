@@ -38,13 +38,7 @@ class Adjusted:
         self.elements = source.elements
         self.in_memory = source.in_memory
         self.heads = Lookup(source.heads.ids, [_head(h, spec) for h in source.heads.values])
-        self.head_of_atoms = _head_of_atoms(source, spec)
-        self.isolated_atoms = [
-            dataclasses.replace(
-                self._adjust(atom), head=_head(atom.head or self.head_of_atoms, spec)
-            )
-            for atom in source.isolated_atoms
-        ]
+        self.isolated_atoms = [self._adjust(s) for s in source.isolated_atoms]
 
     def of_other_heads(self) -> int:
         """How many structures name another head than the one that is given for the file."""
@@ -210,14 +204,6 @@ def _adjusted(structure: Structure, spec: SourceSpec, weight: float) -> Structur
 def _head(own: str | None, spec: SourceSpec) -> str | None:
     """The head of a structure that names this one, or none."""
     return spec.head if spec.head_of_all else own or spec.head
-
-
-def _head_of_atoms(source: Source, spec: SourceSpec) -> str | None:
-    """The head of isolated atoms of a file that name none: the one that all structures beside them
-    name, or else that of structures that name none.
-    """
-    named = set(source.heads.values)
-    return named.pop() if len(named) == 1 and not spec.head_of_all else None
 
 
 def _require_file(spec: SourceSpec) -> None:

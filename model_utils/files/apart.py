@@ -1,7 +1,6 @@
 """Files that one command is to write, each at a place of its own and at none that it reads."""
 
 from collections.abc import Iterable, Mapping
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 from dataloader.errors import InputError
@@ -41,5 +40,6 @@ def refuse_shared_places(
 
 
 def _matches(place: Path, pattern: Path) -> bool:
-    """Whether a pattern of files stands for a place."""
-    return not pattern.exists() and fnmatchcase(str(place), str(real(pattern)))
+    """Whether a pattern of files stands for a place: its words for one folder each."""
+    whole = real(pattern)
+    return not pattern.exists() and len(place.parts) == len(whole.parts) and place.match(str(whole))

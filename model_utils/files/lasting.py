@@ -3,14 +3,16 @@
 import os
 from pathlib import Path
 
-from model_utils.files.outputs import real
+from model_utils.files.run_names import LATEST
 
 
 def lasting(path: Path) -> Path:
-    """A name of a file or folder without links to folders, such as ``latest``, which lead elsewhere
-    later; as it was given where there are none, or nothing is there.
+    """A name of a file or folder that does not go through a link ``latest``, which leads to another
+    run later; other links stay, as they may differ between machines.
     """
-    folder = path if path.is_dir() else path.parent
-    if not path.exists() or real(folder) == Path(os.path.abspath(folder)):
-        return path
-    return real(folder) if path.is_dir() else real(folder) / path.name
+    walked = Path()
+    for part in path.parts:
+        walked /= part
+        if part == LATEST and walked.is_symlink():
+            walked = walked.parent / os.readlink(walked)
+    return walked

@@ -20,6 +20,7 @@ from model_utils.files.generations import (
 )
 from model_utils.files.held_folder import HeldFolder
 from model_utils.files.kept import PATTERN
+from model_utils.files.lasting import lasting
 
 NAME_MAX = 255  # bytes, of most file systems
 
@@ -97,11 +98,9 @@ class Outputs:
         )
 
     def absolute(self) -> "Outputs":
-        """Absolute names, which hold wherever Python runs later, and follow no folder.
-
-        Links to folders are followed once: ``latest`` leads to another run later.
-        """
-        return Outputs(checkpoint=_place(self.checkpoint), model=_place(self.model))
+        """Names that hold wherever Python runs and ``latest`` leads later, and follow no folder."""
+        names = [Path(os.path.abspath(lasting(path))) for path in (self.checkpoint, self.model)]
+        return Outputs(checkpoint=names[0], model=names[1])
 
     @classmethod
     def named(cls, output_checkpoint: Path, output_model: Path | None) -> "Outputs":

@@ -13,7 +13,7 @@ from model_utils.errors import InputError
 from model_utils.models.description import ModelDescription
 from model_utils.models.freezing import freeze
 from model_utils.run.ema import ExponentialMovingAverage
-from model_utils.run.step_counts import length_of_run
+from model_utils.run.step_counts import length_of_run, step_counts
 from model_utils.run.table_entry import entry_of
 from model_utils.run.train_state import Tally, TrainState
 from model_utils.run.uncompiled import methods_stay_as_they_are
@@ -110,12 +110,16 @@ def schedule_settings(options: TrainingOptions, batches: EpochBatches) -> Schedu
     chosen = options.optimizer
     kind = entry_of(SCHEDULES, chosen.scheduler, "--scheduler")
     horizon: float = options.run.epochs
+    surely: float = horizon
     if chosen.scheduler_unit == "step":
-        horizon = length_of_run(options, batches).steps
+        length = length_of_run(options, batches)
+        horizon = length.steps
+        # runs that began as many steps as the first epoch has were counted for all go on
+        surely = min(length.least, options.run.epochs * step_counts(options, batches).of(0))
     elif options.run.max_steps is not None:
-        horizon = length_of_run(options, batches).epochs
+        horizon = surely = length_of_run(options, batches).epochs
     if options.running.scheduler_length is not None:
-        horizon = _length_of_schedule(options, kind, horizon)
+        horizon = _length_of_schedule(options, kind, surely)
     used = {name: getattr(chosen, option) for name, option in kind.uses.items()}
     return ScheduleSettings(
         kind=chosen.scheduler,
@@ -133,7 +137,7 @@ def _length_of_schedule(options: TrainingOptions, kind: ScheduleKind, horizon: f
     Args:
         options: of the run.
         kind: of the schedule.
-        horizon: length of the run.
+        horizon: length that the run surely has.
 
     Raises:
         InputError: the schedule has none, or the rest of the run would train nothing.

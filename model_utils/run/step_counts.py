@@ -16,6 +16,7 @@ class Length:
 
     steps: int
     epochs: float  # the last one may be a part of one
+    least: int  # steps that it surely has: not all epochs may be counted
 
 
 class StepCounts:
@@ -53,6 +54,11 @@ class StepCounts:
         most = max(self._counted(epoch) for epoch in range(self._n_counted))
         return most + math.isqrt(most)
 
+    @cached_property
+    def _at_least(self) -> int:
+        fewest = min(self._counted(epoch) for epoch in range(self._n_counted))
+        return max(fewest - math.isqrt(fewest), 1)
+
     def _counted(self, epoch: int) -> int:
         return math.ceil(self._batches.n_batches(epoch) / self._accumulate)
 
@@ -68,14 +74,17 @@ class StepCounts:
             per_epoch = self.of(0)
             steps = (end - begin) * per_epoch
             steps = steps if most is None else min(steps, most)
-            return Length(steps=steps, epochs=steps / per_epoch)
+            return Length(steps=steps, epochs=steps / per_epoch, least=steps)
         steps = 0
+        least = 0
         for epoch in range(begin, end):
             in_epoch = self.of(epoch)
+            least += in_epoch if epoch < self._n_counted else self._at_least
             if most is not None and steps + in_epoch >= most:
-                return Length(steps=most, epochs=epoch - begin + (most - steps) / in_epoch)
+                part = (most - steps) / in_epoch
+                return Length(steps=most, epochs=epoch - begin + part, least=min(least, most))
             steps += in_epoch
-        return Length(steps=steps, epochs=float(end - begin))
+        return Length(steps=steps, epochs=float(end - begin), least=least)
 
 
 def step_counts(options: TrainingOptions, batches: EpochBatches) -> StepCounts:

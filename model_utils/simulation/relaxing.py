@@ -22,7 +22,6 @@ from dataloader.errors import InputError
 from dataloader.progress import ProgressBar
 from model_utils import runtime
 from model_utils.errors import cannot_write
-from model_utils.files.apart import refuse_shared_places
 from model_utils.files.csv_cells import csv_text
 from model_utils.files.run_lock import held
 from model_utils.runtime import log
@@ -71,10 +70,6 @@ def relax(options: RelaxOptions) -> None:
         seed=0,
     )
     folder = options.output_dir
-    for name in FILES:
-        refuse_shared_places(
-            {"--output_dir": folder / name}, (("--data", path) for path in options.simulated.data)
-        )
     calculator = calculator_of(
         options.simulated, device, options.device.dtype, options.minimizing.skin
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from dataloader.dataset import Dataset
 from losses import Loss
@@ -57,7 +58,9 @@ def evaluate(options: EvaluateOptions, loss: Loss | None = None) -> Evaluation:
     """
     group = joining.group_of()
     runtime.start_log()
-    options = replace(options, input_model=tuple(lasting(path) for path in options.input_model))
+    names = "\0".join(str(lasting(path)) for path in options.input_model).encode()
+    models = group.of_first(lambda: names).decode().split("\0")
+    options = replace(options, input_model=tuple(map(Path, models)))
     group.once(lambda: evaluation_report.refuse_existing(options))
     group.once(lambda: reporting.refuse_without_libraries(options.reporting))
     baseline = _baseline(options, group)

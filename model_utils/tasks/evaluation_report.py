@@ -40,7 +40,6 @@ def refuse_existing(options: EvaluateOptions) -> None:
             *(("--input_model", path) for path in options.input_model),
             *(("the data", path) for _, path in options.files()),
             ("--input_json", options.input_json),
-            ("--compare_with", options.reporting.compare_with),
         ],
     )
 

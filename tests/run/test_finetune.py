@@ -501,7 +501,6 @@ def test_what_replay_refuses(
     for source, said in (
         ("ratio: 1", "every source has a ratio"),
         ("ratio: 1, role: val", "only files to train on have"),
-        ("head_of_all: true", "no head is named; give the entry a `head`"),
     ):
         (tmp_path / "all.yaml").write_text(f"sources:\n  - {{path: {old}, {source}}}\n")
         words = [

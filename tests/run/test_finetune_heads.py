@@ -255,6 +255,26 @@ def test_isolated_atoms_that_name_no_head_are_of_the_head_that_the_structures_ar
     )
 
 
+def test_isolated_atoms_are_of_the_head_of_their_file(
+    two_heads: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where structures of other files are of another head."""
+    atoms = [Atoms(z, info={"REF_energy": -9.0, "config_type": "IsolatedAtom"}) for z in "HO"]
+    for head, beside in (("new", atoms), ("pbe", [])):
+        frames = waters(6)
+        for frame in frames:
+            frame.info["head"] = head
+        write(tmp_path / f"{head}.xyz", [*frames, *beside], format="extxyz")
+    words = ["--input_model", str(two_heads), "--output_checkpoint", str(tmp_path / "run")]
+    words += ["--add_head", "new", "--E0s", "isolated", "--dry_run", "--valid_fraction", "0.3"]
+    files = [str(tmp_path / f"{head}.xyz") for head in ("new", "pbe")]
+    assert finetune.main([*words, "--xyz_train", *files]) == 0
+    text = "".join(capsys.readouterr())
+    changed = [line.partition("E0 of ")[2] for line in text.splitlines() if "E0 of" in line]
+    assert [line[:7] for line in changed] == ["H (new)", "O (new)"]
+    assert "IsolatedAtom frames are the E0s of head new" in text
+
+
 @pytest.mark.parametrize("place", ["beside", "alone"])
 def test_isolated_atoms_of_an_added_head_beside_a_single_one(
     place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -98,6 +98,13 @@ def test_a_source_is_noted_by_a_name_that_holds(tune: Tune, tmp_path: Path) -> N
     tune("latest/first.model")
     state = checkpoint.read(tmp_path / "run/run_checkpoint.pt").content["train_state"]
     assert state["source"]["path"] == str(tmp_path / "first.model")
+    (tmp_path / "newer").mkdir()
+    bare(tmp_path / "newer/first.model", 5)
+    (tmp_path / "latest").unlink()
+    (tmp_path / "latest").symlink_to(tmp_path / "newer")
+    text = tune("latest/first.model", "--resume", "auto", "--epochs", "2")
+    assert "is not what it was as the run of" in text
+    assert "goes on with its own weights" in text
 
 
 def test_energies_may_be_written_otherwise(

@@ -16,6 +16,7 @@ from dataloader.batching import Budget
 from dataloader.loader import EpochBatches
 from losses import Loss
 from model_utils import train_mace
+from model_utils.errors import InputError
 from model_utils.run import step_counts
 from model_utils.run.advice import idle_settings
 from model_utils.run.beginnings.resumed_rate import rest_of_run
@@ -72,9 +73,11 @@ def options_of(**more: Any) -> TrainOptions:
 def test_a_run_is_as_long_as_its_epochs_are(by_atoms: EpochBatches) -> None:
     steps = counted(by_atoms)
     assert len(set(steps)) > 1
-    assert length_of_run(options_of(), by_atoms) == Length(steps=sum(steps), epochs=10.0)
+    assert length_of_run(options_of(), by_atoms) == Length(
+        steps=sum(steps), epochs=10.0, least=sum(steps)
+    )
     part = StepCounts(by_atoms, 2).between(3, 7)
-    assert part == Length(steps=sum(steps[3:7]), epochs=4.0)
+    assert part == Length(steps=sum(steps[3:7]), epochs=4.0, least=sum(steps[3:7]))
     within = sum(steps[:4]) + 2
     length = length_of_run(options_of(max_steps=within), by_atoms)
     assert (length.steps, length.epochs) == (within, pytest.approx(4 + 2 / steps[4]))
@@ -108,7 +111,22 @@ def test_of_much_data_the_later_epochs_are_taken_to_be_longer_than_they_are(
     counts = StepCounts(batches, 2)
     assert [counts.of(epoch) for epoch in range(3)] == steps[:3]
     assert all(counts.of(epoch) >= steps[epoch] for epoch in range(200))
+    whole = counts.between(0, 200)
+    assert whole.least <= sum(steps) <= whole.steps
+    # the true length of the run is no length that it surely exceeds
+    chosen = {"epochs": 200, "scheduler_unit": "step", "scheduler_length": sum(steps)}
+    assert schedule_settings(options_of(**chosen), batches).horizon == sum(steps)
     assert batches._n_batches.keys() == {0, 1, 2}
+
+
+def test_a_length_that_was_once_that_of_the_run_is_taken(by_atoms: EpochBatches) -> None:
+    """As many steps for each epoch as the first one has; runs that began so go on."""
+    before = 10 * counted(by_atoms)[0]
+    chosen = {"scheduler_unit": "step", "scheduler_length": min(before, sum(counted(by_atoms)))}
+    assert schedule_settings(options_of(**chosen), by_atoms).horizon == chosen["scheduler_length"]
+    chosen["scheduler_length"] -= 1
+    with pytest.raises(InputError, match="would train nothing"):
+        schedule_settings(options_of(**chosen), by_atoms)
 
 
 def test_a_schedule_ends_with_the_run(by_atoms: EpochBatches) -> None:

@@ -204,12 +204,6 @@ def test_other_work_in_the_folder_is_refused(
         assert content(tmp_path) == before
     assert command(models[1], structures, tmp_path, "--max_steps", 2, "--overwrite") == 0
     assert content(tmp_path) != before
-    before = content(tmp_path)
-    assert (
-        command(models[0], tmp_path / "relaxed.xyz", tmp_path, "--max_steps", 2, "--overwrite") == 2
-    )
-    assert "relaxed.xyz, which is read and would be replaced" in capsys.readouterr().err
-    assert content(tmp_path) == before
 
 
 def test_what_is_wrong_with_one_stops_that_one_alone(models: list[Path], tmp_path: Path) -> None:

@@ -38,10 +38,12 @@ class FromModel(NewRun):
     Attributes:
         origin: that model, and the one that is made of it.
         source: what the checkpoint keeps of it (``same_source``).
+        options: of the fine-tuning.
     """
 
     origin: Origin
     source: Mapping[str, Any]
+    options: FinetuneOptions
 
     @property
     def description(self) -> ModelDescription:  # type: ignore[override]
@@ -83,7 +85,7 @@ class FromModel(NewRun):
             else "shift fits the source's errors"
         )
         new_energies.warn_of_not_given(self.origin, data)
-        data_log.compare_energies(data, remedy)
+        data_log.compare_energies(data, remedy, new_energies.isolated_atoms(data, self.options))
 
     def put_weights(
         self, module: nn.Module, data: Dataset, step: str, device: torch.device
@@ -143,7 +145,7 @@ def beginning_of_finetuning(
         if not group.rank.is_first:
             origin = replace(origin, description=parse(text, str(options.input_model)))
         record = same_source.record_of(options, origin.source)
-        yield settings, _from_model(settings, outputs, origin, record, group)
+        yield settings, _from_model(options, settings, outputs, origin, record, group)
 
 
 def _stored_at(
@@ -175,6 +177,7 @@ def _stored_at(
 
 
 def _from_model(
+    tuning: FinetuneOptions,
     options: TrainOptions,
     outputs: Outputs,
     origin: Origin,
@@ -194,4 +197,4 @@ def _from_model(
             resuming.refuse_remains(outputs)
 
     group.once(look)
-    return FromModel(origin, record)
+    return FromModel(origin, record, tuning)

@@ -146,7 +146,7 @@ def _isolated(
         InputError: there are no such frames, they are of another head, or it cannot be told of
             which they are.
     """
-    atoms = [atom for source in data.sources for atom in _atoms_of(source, options)]
+    atoms = isolated_atoms(data, options)
     occurring = data.elements_by_head()
     new = [head for head in heads if head in occurring]
     by_head, nameless = atomic_energies.isolated_of_heads(atoms, heads, new)
@@ -196,24 +196,36 @@ def _isolated(
     return _with(origin, rows)
 
 
-def _atoms_of(source: Source, options: FinetuneOptions) -> list[Structure]:
-    """The isolated atoms of a source. The head of structures that name none, where nobody gave it
-    and a fine-tuning chose it, is not that of atoms: their energies may be of the method of the
-    head that is added.
+def isolated_atoms(data: Dataset, options: FinetuneOptions) -> list[Structure]:
+    """The isolated atoms of the data. Those that name no head and were given none are of the one
+    that all structures of their file name, or of none: the head that a fine-tuning chose for
+    structures is not theirs, since their energies may be of the method of the head that is added.
     """
     asked = {entry.path for entry in options.data.files("train") if entry.head is not None}
-    if (
-        not isinstance(source, Adjusted)
-        or source.spec.head_of_all
-        or source.head_of_atoms is not None
-        or options.data.head is not None
-        or source.path in asked
-    ):
-        return list(source.isolated_atoms)
-    return [
-        dataclasses.replace(atom, head=own.head)
-        for atom, own in zip(source.isolated_atoms, source.source.isolated_atoms, strict=True)
-    ]
+    atoms: list[Structure] = []
+    for source in data.sources:
+        own = source
+        is_told = options.data.head is not None or source.path in asked
+        if isinstance(source, Adjusted):
+            own = source.source
+            is_told = is_told or source.spec.head_of_all
+        if is_told:
+            atoms += source.isolated_atoms
+            continue
+        beside = _only_head(own)
+        atoms += [
+            dataclasses.replace(adjusted, head=atom.head or beside)
+            for adjusted, atom in zip(source.isolated_atoms, own.isolated_atoms, strict=True)
+        ]
+    return atoms
+
+
+def _only_head(source: Source) -> str | None:
+    """The head that all usable structures of a file name; None where there are several, or some
+    name none.
+    """
+    named = {source.heads.values[number] for number in np.unique(source.heads.ids).tolist()}
+    return named.pop() if len(named) == 1 else None
 
 
 def _shifted(origin: Origin, data: Dataset, heads: Sequence[str], step: str) -> Origin:

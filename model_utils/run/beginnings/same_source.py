@@ -30,6 +30,7 @@ def record_of(options: FinetuneOptions, source: LoadedModel) -> dict[str, Any]:
     path = source.file.path
     return {
         "path": os.path.abspath(lasting(path)),
+        "named": os.path.abspath(path),
         "model_json_hash": source.description.hash(),
         "sha256": file_hash(path),
         "asked": _asked(options),
@@ -85,7 +86,10 @@ def _require_same_file(
     options: FinetuneOptions, stored: StoredRun, before: Mapping[str, Any]
 ) -> None:
     path = options.input_model
-    is_same_place = real(path) == real(Path(before["path"]))
+    # a link that was named may lead to another run by now
+    is_same_place = real(path) == real(Path(before["path"])) or (
+        os.path.abspath(path) == before.get("named")
+    )
     if not path.exists():
         if not is_same_place:
             _refuse(f"--input_model {path} is not there", stored, before["path"])

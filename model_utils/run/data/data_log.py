@@ -9,26 +9,27 @@ from dataloader.data_file import Census, Source
 from dataloader.dataset import Dataset
 from dataloader.quantities import QUANTITIES
 from dataloader.sources import Adjusted
-from dataloader.structure import symbols
+from dataloader.structure import Structure, symbols
 from model_utils.runtime import log
 
 
-def compare_energies(data: Dataset, remedy: str) -> None:
+def compare_energies(data: Dataset, remedy: str, atoms: Sequence[Structure] | None = None) -> None:
     """Say what isolated atoms of the data are beside the model's E0s, and which of
     these no atom can have.
 
     Args:
         data: to train on, with the facts of the model.
         remedy: how the model gets other E0s.
+        atoms: isolated ones, where their heads are not those that the data's sources give them.
     """
     facts = data.facts
     own = {
         head: dict(zip(facts.atomic_numbers, row, strict=True))
         for head, row in zip(facts.heads, facts.atomic_energies, strict=True)
     }
-    atoms = [
-        atom for source in data.sources for atom in source.isolated_atoms if atom.energy is not None
-    ]
+    if atoms is None:
+        atoms = [atom for source in data.sources for atom in source.isolated_atoms]
+    atoms = [atom for atom in atoms if atom.energy is not None]
     # which heads occur is looked up only where it is asked for: it goes through all structures
     is_asked = len(facts.heads) > 1 and any(atom.head is None for atom in atoms)
     occurring = [*data.elements_by_head()] if is_asked else []

@@ -221,11 +221,6 @@ class DataOptions:
                 "every source has a ratio, and none is what they relate to; leave it "
                 "out of one of them"
             )
-        for source in self.sources:
-            if source.head_of_all and source.head is None and self.head is None:
-                raise InputError(
-                    f"head_of_all of {source.path}: no head is named; give the entry a `head`"
-                )
 
     def files(self, role: Role) -> tuple[SourceOptions, ...]:
         """The files of one role, whichever flag or list names them; nobody else

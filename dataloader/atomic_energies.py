@@ -62,6 +62,24 @@ def impossible(energies: Mapping[int, float]) -> dict[int, float]:
     return {z: energy for z, energy in energies.items() if energy < LOWEST[z]}
 
 
+def without_energy(
+    energies: Mapping[int, float], occurring: Collection[int] | None = None
+) -> list[int]:
+    """Elements to which nobody gave an energy: theirs is 0 while another one has some.
+
+    Args:
+        energies: eV by atomic number.
+        occurring: atomic numbers that count; all unless given.
+
+    Returns:
+        Their atomic numbers; none where all energies are 0, which is a choice.
+    """
+    zero = {z for z, energy in energies.items() if energy == 0}
+    if len(zero) == len(energies):
+        return []
+    return sorted(zero if occurring is None else zero & set(occurring))
+
+
 def shown(energies: Mapping[int, float]) -> str:
     """``H -13.6, O -430 eV``, the first few of many."""
     parts = [f"{chemical_symbols[z]} {energies[z]:.6g}" for z in sorted(energies)]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from dataloader.atomic_energies import impossible
+from dataloader.atomic_energies import impossible, without_energy
 from dataloader.data_check.energies import (
     ENERGY_FACTORS,
     LEAST,
@@ -121,17 +121,16 @@ def _unbound(data: Set, given: NDArray[np.float64], middle: float, whose: str) -
     return Finding(level="error", check="E0s", text=text, data=data.name, factor=-middle)
 
 
-def without_energy(data: Set, energies: Mapping[int, float]) -> list[Finding]:
+def lacking_energies(data: Set, energies: Mapping[int, float]) -> list[Finding]:
     """Elements that occur and whose E0 in the model.json is 0 while others have one: nobody gave
     it.
     """
-    zero = {z for z, energy in energies.items() if energy == 0}
-    occurring = {int(z) for z in np.nonzero(data.counts.any(axis=0))[0]}
-    without = sorted(zero & occurring)
-    if not without or len(zero) == len(energies):
+    occurring = [int(z) for z in np.nonzero(data.counts.any(axis=0))[0]]
+    lacking = without_energy(energies, occurring)
+    if not lacking:
         return []
     text = (
-        f"E0 of {symbols(without)} in model.json is 0 eV, which says nothing: energies of "
+        f"E0 of {symbols(lacking)} in model.json is 0 eV, which says nothing: energies of "
         "structures with it are off by that of the atoms; give it one, or see that their head is "
         "the right one"
     )

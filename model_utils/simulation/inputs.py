@@ -13,6 +13,7 @@ from ase import Atoms
 from ase.constraints import FixAtoms
 from numpy.typing import NDArray
 
+from dataloader.atomic_energies import without_energy
 from dataloader.data_file import Source, SourceSpec
 from dataloader.errors import InputError
 from dataloader.filters import NO_FILTERS, Filters
@@ -128,13 +129,12 @@ def _say_zero_energies(read: Sequence[tuple[Source, Structure]], calculator: Cal
     """Warn of elements whose E0 in the head that computes is 0 while others have one."""
     occurring = {int(z) for _, structure in read for z in structure.atomic_numbers}
     for potential in calculator.potentials:
-        energies = potential.reference_energies
-        zero = {z for z, energy in energies.items() if energy == 0}
-        if zero & occurring and len(zero) < len(energies):
+        without = without_energy(potential.reference_energies, occurring)
+        if without:
             log.warning(
                 "warning: %s: the E0 of %s in head %s is 0 eV, which says nothing: energies of "
                 "structures with it are off by that of the atoms",
-                *(potential.path, symbols(sorted(zero & occurring)), potential.head),
+                *(potential.path, symbols(without), potential.head),
             )
 
 

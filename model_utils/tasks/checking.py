@@ -372,7 +372,7 @@ def _judged(
             findings += references.against_references(train, fit, values, whose)
     for data in sets:
         for head, part in data.by_head(default).items():
-            findings += references.without_energy(
+            findings += references.lacking_energies(
                 part, given.get(head, {}).get(checked_energies.MODEL_JSON, {})
             )
             for whose, values in given.get(head, {}).items() if data is not sets[0] else ():

@@ -74,17 +74,17 @@ def say_zero_energies(data: Dataset, role: str, remedy: str) -> None:
         remedy: what to do.
     """
     facts = data.facts
-    zero = {
-        head: {z for z, energy in zip(facts.atomic_numbers, row, strict=True) if energy == 0}
-        for head, row in zip(facts.heads, facts.atomic_energies, strict=True)
-    }
     suspected = {
-        head: own for head, own in zero.items() if 0 < len(own) < len(facts.atomic_numbers)
+        head: own
+        for head, row in zip(facts.heads, facts.atomic_energies, strict=True)
+        if (
+            own := atomic_energies.without_energy(dict(zip(facts.atomic_numbers, row, strict=True)))
+        )
     }
     # which elements occur is looked up only where it is asked for: it goes through all structures
     occurring = data.elements_by_head() if suspected else {}
     for head, own in suspected.items():
-        without = sorted(own & occurring.get(head, set()))
+        without = sorted(set(own) & occurring.get(head, set()))
         if without:
             log.warning(
                 "warning: %s structures of head %s have %s, whose E0 is 0 eV there, which says "

@@ -344,11 +344,11 @@ class _Run:
         self.state.tally = Tally.empty(self.state.device)
         self.state.schedule.after_epoch()
         last = progress.epoch == self.plan.epochs
-        # weights that were judged when a run was stopped behind the last step of the epoch
-        is_judged = progress.validated_step == progress.step
-        by_epochs = progress.epoch % self.plan.validate_every == 0 or last
-        by_steps = self.plan.validate_every_steps is not None
-        if (self._is_due_by_steps() if by_steps else by_epochs) and not is_judged:
+        is_due = self._is_due_by_steps()
+        if self.plan.validate_every_steps is None:
+            is_due = progress.epoch % self.plan.validate_every == 0 or last
+        # they were judged where a run was stopped behind the last step of the epoch
+        if is_due and progress.validated_step != progress.step:
             self.validate()
         # the last one is saved with the reason why the run is over
         if not last and not self._steps_done():
